@@ -1,0 +1,67 @@
+"""bitwright: fewer stored bits, the same behaviour, a report that does not flatter.
+
+    import bitwright
+    model, report = bitwright.compress("zoo:lm", bitwright.recipes.best(bits=3), bitwright.calibration("zoo:lm"))
+
+Public names are resolved when first used, so that importing the package costs nothing. After the import, transformers loads
+compressed directories by itself: the one thing that happens here is a note to be told when its table of quantizers is loaded.
+"""
+
+import importlib.util
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "BadRequest": "bitwright.errors:BadRequest",
+    "BrokenPromise": "bitwright.errors:BrokenPromise",
+    "Layout": "bitwright.layout:Layout",
+    "Recipe": "bitwright.recipe:Recipe",
+    "Report": "bitwright.report:Report",
+    "Rule": "bitwright.recipe:Rule",
+    "calibration": "bitwright.job:calibration",
+    "compress": "bitwright.job:compress",
+    "evaluate": "bitwright.evaluate:evaluate",
+    "load": "bitwright.loading:load",
+    "recipes": "bitwright.recipes",
+    "windows": "bitwright.calibrate.data:windows",
+}
+__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'bitwright' has no attribute {name!r}")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    loaded = importlib.import_module(module)
+    return getattr(loaded, attribute) if attribute else loaded
+
+
+class _TellWhenLoaded(MetaPathFinder):
+    """Registers bitwright's quantizer right after transformers has loaded its table of quantizers."""
+
+    target = "transformers.quantizers.auto"
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != self.target:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                run(module)
+                importlib.import_module("bitwright.loading")
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if _TellWhenLoaded.target in sys.modules:
+    importlib.import_module("bitwright.loading")
+elif not any(type(finder).__name__ == "_TellWhenLoaded" for finder in sys.meta_path):
+    sys.meta_path.insert(0, _TellWhenLoaded())

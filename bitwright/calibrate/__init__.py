@@ -1,0 +1,1 @@
+"""What the model sees while it is compressed: data, statistics, the walk."""

@@ -1,0 +1,107 @@
+"""Statistics of the data, as monoids: shards merge exactly, order does not matter beyond rounding.
+
+    gram    H = E[x x^T]          second moments of the inputs a layer meets
+    cross   C = E[x_f x^T]        of the same tokens in the float teacher (x_f) and in the compressed lane (x)
+
+Sums are fp32 on the real tokens; the mean is taken at the end, so that errors read as "per token".
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Stat(Protocol):
+    """A sum over tokens that merges. `teacher`: whether it also needs the float lane's inputs."""
+
+    teacher: bool
+
+    def add(self, x: Float[Tensor, "tokens inp"], teacher: Float[Tensor, "tokens inp"] | None = None) -> None: ...
+    def merge(self, other: Any) -> Any: ...
+    def value(self) -> Tensor: ...
+
+
+@dataclass(eq=False)
+class Gram:
+    """E[x x^T], [inp, inp] fp32."""
+
+    width: int
+    tokens: int = 0
+    sum: Tensor | None = None
+    teacher = False
+
+    def add(self, x: Float[Tensor, "tokens inp"], teacher: Float[Tensor, "tokens inp"] | None = None) -> None:
+        x = x.float()
+        if self.sum is None:
+            self.sum = x.new_zeros(self.width, self.width)
+        self.sum.addmm_(x.T, x)
+        self.tokens += len(x)
+
+    def merge(self, other: "Gram") -> "Gram":
+        parts = [part.sum for part in (self, other) if part.sum is not None]
+        return Gram(self.width, self.tokens + other.tokens, torch.stack(parts).sum(0) if parts else None)
+
+    def value(self) -> Float[Tensor, "inp inp"]:
+        total = torch.zeros(self.width, self.width) if self.sum is None else self.sum
+        return total / max(self.tokens, 1)
+
+
+@dataclass(eq=False)
+class Cross:
+    """E[x_f x^T] of teacher and compressed inputs, [inp, inp] fp32."""
+
+    width: int
+    tokens: int = 0
+    sum: Tensor | None = None
+    teacher = True
+
+    def add(self, x: Float[Tensor, "tokens inp"], teacher: Float[Tensor, "tokens inp"] | None = None) -> None:
+        if teacher is None:
+            raise ValueError("cross moments need the float teacher's inputs: run the stream with two lanes")
+        if self.sum is None:
+            self.sum = x.new_zeros(self.width, self.width, dtype=torch.float32)
+        self.sum.addmm_(teacher.float().T, x.float())
+        self.tokens += len(x)
+
+    def merge(self, other: "Cross") -> "Cross":
+        parts = [part.sum for part in (self, other) if part.sum is not None]
+        return Cross(self.width, self.tokens + other.tokens, torch.stack(parts).sum(0) if parts else None)
+
+    def value(self) -> Float[Tensor, "inp inp"]:
+        total = torch.zeros(self.width, self.width) if self.sum is None else self.sum
+        return total / max(self.tokens, 1)
+
+
+@dataclass(eq=False)
+class Known:
+    """What is known of the inputs of a site: statistics by name, and what was derived from them for all its readers.
+
+    `note` collects one-line remarks for the report: fallbacks, raised dampings, dropped steps.
+    """
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    derived: dict[Hashable, Any] = field(default_factory=dict)
+
+    @property
+    def gram(self) -> Float[Tensor, "inp inp"]:
+        return self["gram"]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.values:
+            raise KeyError(f"the statistic {name!r} was not collected: the part that reads it must name it in `needs`")
+        return self.values[name]
+
+    def note(self, remark: str) -> None:
+        if remark not in self.notes:
+            self.notes.append(remark)
+
+    def once(self, key: Hashable, derive: Callable[[], Any]) -> Any:
+        """Derive something from the statistics once for all readers of this input (a factor, an eigenvalue)."""
+        if key not in self.derived:
+            self.derived[key] = derive()
+        return self.derived[key]

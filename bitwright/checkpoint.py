@@ -1,0 +1,174 @@
+"""Checkpoint: where weights come from, one tensor at a time; and the skeleton of a model that holds none.
+
+A Hugging Face directory is read tensor by tensor from its safetensors files and never built whole; a model in memory offers
+the same interface. Every file's header is checked when the directory is opened, so that a truncated download is refused
+before the first hour of work; every weight is checked for NaN and infinity when it is read.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from bitwright.errors import BadRequest
+
+WEIGHTS, SHARDED = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Tensors by name with the configuration of their model. `root` is None for a model in memory."""
+
+    name: str
+    config: Any
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, torch.dtype]
+    root: Path | None
+    files: Mapping[str, Path]
+    loaded: Mapping[str, Tensor]
+
+    def tensor(self, name: str) -> Tensor:
+        """A copy in its own dtype. Raises BadRequest where it holds NaN or infinity."""
+        if self.root is None:
+            value = self.loaded[name].detach().cpu().clone()
+        else:
+            with safe_open(self.files[name], framework="pt") as file:
+                value = file.get_tensor(name).clone()
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            bad = int((~torch.isfinite(value)).sum())
+            raise BadRequest(
+                f"{name} has {bad} NaN or infinite weights; repair or re-download the model (a training run that diverged?)."
+            )
+        return value
+
+    def below(self, prefix: str) -> dict[str, Tensor]:
+        """All tensors of a module, by name relative to it."""
+        return {n.removeprefix(f"{prefix}."): self.tensor(n) for n in self.shapes if n.startswith(f"{prefix}.")}
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes and the bytes of the weights (of large files: size and 64 samples of 4 KiB)."""
+        digest = hashlib.sha256(json.dumps({n: list(s) for n, s in sorted(self.shapes.items())}).encode())
+        if self.root is None:
+            for name in sorted(self.loaded):
+                digest.update(self.loaded[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        for path in sorted(set(self.files.values())):
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                for at in range(0, size, 4096) if size < 2**26 else range(0, size - 4096, size // 64):
+                    file.seek(at)
+                    digest.update(file.read(4096))
+        return digest.hexdigest()
+
+
+def open_checkpoint(model: str | Path | nn.Module) -> Checkpoint:
+    """From a hub id, a directory, `zoo:NAME` or a transformers model in memory. Raises BadRequest with the remedy."""
+    if isinstance(model, nn.Module):
+        state = model.state_dict(keep_vars=False)
+        tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+        kept = {n: t for n, t in state.items() if n not in tied}
+        shapes, dtypes = {n: tuple(t.shape) for n, t in kept.items()}, {n: t.dtype for n, t in kept.items()}
+        return Checkpoint(type(model).__name__, getattr(model, "config", None), shapes, dtypes, None, {}, kept)
+    root = locate(str(model))
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(root)
+    except (ValueError, OSError, KeyError) as error:
+        raise BadRequest(f"{root / 'config.json'} is not a model configuration that transformers knows: {error}") from None
+    if getattr(config, "quantization_config", None):
+        raise BadRequest(f"{root} is already quantized; give the original model, quantizing twice adds the errors.")
+    shapes, dtypes, files = {}, {}, {}
+    for path in weight_files(root):
+        for name, shape, dtype in header(path):
+            shapes[name], dtypes[name], files[name] = shape, dtype, path
+    return Checkpoint(str(model), config, shapes, dtypes, root, files, {})
+
+
+def locate(name: str) -> Path:
+    """The directory of a model; hub ids are downloaded by huggingface_hub, which the user asked for by naming one."""
+    if name.startswith("zoo:"):
+        from bitwright import zoo
+
+        return zoo.path(name.removeprefix("zoo:"))
+    root = Path(name).expanduser()
+    if root.is_dir():
+        if not (root / "config.json").is_file():
+            raise BadRequest(f"{name} is not a model directory: it has no config.json; give a Hugging Face model directory.")
+        return root
+    if root.exists():
+        raise BadRequest(f"{name} is a file; give the directory that holds config.json and the safetensors files.")
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        from huggingface_hub import snapshot_download
+
+        try:
+            patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+            return Path(snapshot_download(name, allow_patterns=patterns))
+        except Exception as error:  # many kinds: offline, unknown, gated
+            raise BadRequest(
+                f"There is no directory {name}, and the hub did not give a model of that id ({type(error).__name__}); "
+                "check the spelling and the network, or give a local directory."
+            ) from None
+    raise BadRequest(f"There is no model at {name}; give a directory, a hub id such as org/name, or zoo:lm.")
+
+
+def weight_files(root: Path) -> list[Path]:
+    if (root / SHARDED).is_file():
+        try:
+            names = sorted(set(json.loads((root / SHARDED).read_text())["weight_map"].values()))
+        except (ValueError, KeyError):
+            raise BadRequest(f"{root / SHARDED} is damaged; download it again.") from None
+        if missing := [n for n in names if not (root / n).is_file()]:
+            raise BadRequest(f"{root} lacks {missing[0]} ({len(missing)} of {len(names)} shards missing); download it again.")
+        return [root / n for n in names]
+    if (root / WEIGHTS).is_file():
+        return [root / WEIGHTS]
+    hint = " It has .bin files: convert them to safetensors first." if list(root.glob("*.bin")) else ""
+    raise BadRequest(f"{root} has no {WEIGHTS} and no {SHARDED}; bitwright reads safetensors only.{hint}")
+
+
+def header(path: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
+    """Names, shapes and types in a safetensors file; opening it checks that the bytes are all there."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                yield name, tuple(part.get_shape()), TYPES[part.get_dtype()]
+    except (SafetensorError, OSError) as error:
+        raise BadRequest(f"{path} is truncated or damaged ({error}); download it again.") from None
+
+
+TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Modules built inside hold no weights, but their buffers (rotary frequencies) are real."""
+    original = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        original(module, name, None if param is None else nn.Parameter(param.to("meta"), requires_grad=False))
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+def skeleton(config: Any) -> nn.Module:
+    """The causal language model of a configuration, in fp32, without weights, in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+
+    with parameters_on_meta():
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -1,0 +1,1 @@
+"""What is added before or after rounding?"""

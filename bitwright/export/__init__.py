@@ -1,0 +1,1 @@
+"""Where the result goes: state dict in, state dict out; every export is read back."""

@@ -1,0 +1,153 @@
+"""The native directory: a Hugging Face directory whose compressed matrices are stored as their terms (docs/format.md).
+
+Shards are written as blocks finish, each under a temporary name first. While the work goes on, a hidden folder holds what a
+resumed run needs: the number of finished shards, their report rows, and the rows of the stream as they stood.
+"""
+
+import errno
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bitwright.checkpoint import header
+from bitwright.errors import BadRequest, BrokenPromise
+from bitwright.terms.base import Json, Terms
+
+WORK = ".bitwright-resume"
+METHOD = "bitwright"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Directory:
+    """An output directory of `number` shards; `signature` names the work, so that only the same work is resumed."""
+
+    out: Path
+    number: int
+    signature: str
+
+    def begin(self, resume: bool, overwrite: bool) -> dict[str, Json]:
+        """The state to go on from ({} for a fresh start). Raises BadRequest where the directory is in the way."""
+        if self.out.exists() and not self.out.is_dir():
+            raise BadRequest(f"{self.out} is a file; give a directory.")
+        if not self.out.exists() or not any(self.out.iterdir()):
+            return {}
+        state = self.out / WORK / "state.json"
+        if resume and state.is_file():
+            found: dict[str, Json] = json.loads(state.read_text())
+            if found["signature"] != self.signature:
+                raise BadRequest(
+                    f"{self.out} holds unfinished work of another model, recipe or data; repeat that command, or add --overwrite."
+                )
+            return found
+        if overwrite:
+            shutil.rmtree(self.out)
+            return {}
+        hint = "add --resume to go on with the unfinished work" if state.is_file() else "choose another directory"
+        raise BadRequest(f"{self.out} is not empty; {hint}, or add --overwrite to replace it.")
+
+    def shard(self, i: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write shard i (from 0) and read it back. What is written is complete or not there."""
+        path = self.out / self.shard_name(i)
+        self.write(path, tensors)
+        back = load_file(path)
+        if set(back) != set(tensors) or any(not torch.equal(back[n], t.cpu()) for n, t in tensors.items()):
+            raise BrokenPromise(f"{path} does not read back as it was written; check the disk.")
+
+    def checkpoint(self, done: int, rows: Sequence[Mapping[str, Json]], hidden: Mapping[str, Tensor]) -> None:
+        """Declare `done` shards finished, with the stream's rows as they stand before the next block."""
+        work = self.out / WORK
+        if hidden:
+            self.write(work / f"{done}.safetensors", hidden)
+        work.mkdir(parents=True, exist_ok=True)
+        partial = work / "state.partial"
+        with told(work):
+            partial.write_text(json.dumps({"signature": self.signature, "done": done, "rows": list(rows)}))
+            partial.replace(work / "state.json")
+        (work / f"{done - 1}.safetensors").unlink(missing_ok=True)
+
+    def hidden(self, done: int) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = load_file(self.out / WORK / f"{done}.safetensors")
+        return found
+
+    def write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        with told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            try:
+                save_file({n: t.contiguous() for n, t in tensors.items()}, partial, metadata={"format": "pt"})
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def shard_name(self, i: int) -> str:
+        return f"model-{i + 1:05d}-of-{self.number:05d}.safetensors"
+
+    def finish(self, config: dict[str, Json], files: Sequence[Path], document: dict[str, Json]) -> None:
+        """Index, configuration, the source's other files as they are, and bitwright.json; then the work folder goes."""
+        where, total = {}, 0
+        for i in range(self.number):
+            for name, shape, dtype in header(self.out / self.shard_name(i)):
+                where[name] = self.shard_name(i)
+                total += dtype.itemsize * prod(shape)
+        if total != document["report"]["bytes"]:
+            raise BrokenPromise(f"The ledger says {document['report']['bytes']} bytes, the files hold {total}: a fault of bitwright.")
+        with told(self.out):
+            index = {"metadata": {"total_size": total, "format": "pt"}, "weight_map": dict(sorted(where.items()))}
+            (self.out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+            for path in files:
+                shutil.copy(path, self.out / path.name)
+            (self.out / "config.json").write_text(json.dumps(config, indent=1))
+            (self.out / "bitwright.json").write_text(json.dumps(document, indent=1))
+        shutil.rmtree(self.out / WORK, ignore_errors=True)
+
+
+class told:
+    """Turns "no space left" and its kin into one sentence; what is finished stays."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, OSError | SafetensorError):
+            return
+        code = getattr(error, "errno", None)
+        full = code in (errno.ENOSPC, errno.EDQUOT) or any(w in str(error) for w in ("os error 28", "No space", "os error 122"))
+        cause = "the disk is full" if full else str(error)
+        raise BadRequest(
+            f"Cannot write {self.path}: {cause}. Finished blocks are kept; make room and repeat the command with --resume."
+        ) from None
+
+
+def flatten(terms: Mapping[str, Terms]) -> dict[str, Tensor]:
+    """Terms by site name as named tensors: `<site>.terms.<i>.<leaf>`."""
+    return {f"{name}.terms.{i}.{leaf}": t for name, ts in terms.items() for i, term in enumerate(ts) for leaf, t in term.tensors().items()}
+
+
+def quantization_config(metas: Mapping[str, Sequence[Mapping[str, Json]]], tied_head: str | None) -> dict[str, Json]:
+    """What a loader must know. Equal lists of terms are written once and pointed at."""
+    kinds: list[Any] = []
+    sites = {}
+    for name, found in metas.items():
+        if list(found) not in kinds:
+            kinds.append(list(found))
+        sites[name] = kinds.index(list(found))
+    return {"quant_method": METHOD, "format": FORMAT, "kinds": kinds, "sites": sites, "tied_head": tied_head}
+
+
+def site_metas(config: Mapping[str, Json]) -> dict[str, list[dict[str, Json]]]:
+    """Inverse of `quantization_config`. Raises BadRequest on a format of the future."""
+    if config["format"] > FORMAT:
+        raise BadRequest(f"This directory has format {config['format']}; this bitwright reads up to {FORMAT}, update it.")
+    return {name: config["kinds"][kind] for name, kind in config["sites"].items()}

@@ -1,0 +1,1 @@
+"""Which values can a code stand for?"""

@@ -1,0 +1,93 @@
+"""The protocol of a grid, and the one definition of "the nearest point".
+
+A grid is K points in R^width, moved and stretched by the parameters of a group. It knows groups as rows [g, n] and nothing of
+matrices. Parameters are a dict of tensors with one row per group, already in stored precision: a float leaf has its stored
+dtype, an integer leaf holds codes of its own and is packed at its own level count. Decoding is fp32; encoding runs in the
+precision of its input, which is how the fp64 reference of the tests shares this code.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+Params = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """How one parameter of a group is stored: `count` numbers of `dtype`, or `count` codes packed at `levels` (> 0)."""
+
+    dtype: torch.dtype
+    count: int = 1
+    levels: int = 0
+
+
+class Grid(Protocol):
+    """K points in R^width. `levels` is the exact number of storable codes, zero included."""
+
+    @property
+    def levels(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Statistics that its fit weighs errors by; () where it looks at the weights alone."""
+
+    @property
+    def leaves(self) -> dict[str, Leaf]:
+        """Parameters of one group and how they are stored."""
+
+    def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None) -> Params:
+        """Parameters for these groups, in stored precision; `weight` is the price of a squared error at each place."""
+
+    def encode(self, x: Float[Tensor, "g n"], p: Params) -> Int[Tensor, "g m"]:
+        """Code of the nearest point, one per `width` numbers."""
+
+    def decode(self, c: Int[Tensor, "g m"], p: Params) -> Float[Tensor, "g n"]:
+        """The point of each code, fp32."""
+
+    def refit(
+        self, x: Float[Tensor, "g n"], c: Int[Tensor, "g m"], p: Params, weight: Float[Tensor, "g n"] | None = None
+    ) -> Params:
+        """Best parameters for given codes (weighted least squares); `p` itself where that makes no sense."""
+
+
+def points(grid: Grid, p: Params) -> Float[Tensor, "g k width"]:
+    """All points of every group, in code order."""
+    groups = len(next(iter(p.values())))
+    codes = torch.arange(grid.levels, device=next(iter(p.values())).device).expand(groups, -1)
+    return grid.decode(codes, p).view(groups, grid.levels, grid.width)
+
+
+def nearest_point(
+    x: Float[Tensor, "g n"], points: Float[Tensor, "g k width"], chunk: int = 1 << 22
+) -> Int[Tensor, "g m"]:
+    """Code of the nearest point by Euclidean distance; the lowest code among equals. Works in bounded memory."""
+    groups, levels, width = points.shape
+    vectors = x.view(groups, -1, width)
+    codes = torch.empty(vectors.shape[:2], dtype=torch.int16 if levels > 256 else torch.uint8, device=x.device)
+    step = max(1, chunk // (vectors.shape[1] * levels * width))
+    for i in range(0, groups, step):
+        near, far = vectors[i : i + step, :, None], points[i : i + step, None].to(x.dtype)
+        gap = (near - far).abs()[..., 0] if width == 1 else (near - far).square().sum(-1)
+        codes[i : i + step] = gap.argmin(-1).to(codes.dtype)
+    return codes
+
+
+def weighted(
+    x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None
+) -> Float[Tensor, "g n"]:
+    """The weight itself, or ones; rows without any weight (inputs that never fired) count evenly."""
+    if weight is None:
+        return torch.ones_like(x)
+    return torch.where(weight.sum(1, keepdim=True) > 0, weight.to(x.dtype), 1.0).expand_as(x)
+
+
+def gather(p: Params, rows: Shaped[Tensor, "r"]) -> Params:
+    """Parameters of the named groups."""
+    return {name: leaf[rows] for name, leaf in p.items()}

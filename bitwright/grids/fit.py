@@ -1,0 +1,98 @@
+"""Fits: where a group's points are placed. A grid offers `place(x, keep)`: parameters for the range shrunk to a share `keep`.
+
+    absmax    keep = 1: the range reaches the largest weight
+    mse       keep* = argmin over keep in {1, .99, .98, ..., .21} of  sum |x^ - x|^exponent       (card: baselines, section 0)
+    imatrix   the same with the price of each place from the data,   sum a_j |x^ - x|^2,   a_j = d_j sqrt(mean(x^2) + x_j^2)
+
+d_j is the second moment of input j. The imatrix price is the one of llama.cpp's importance matrix (card: formats, section 3):
+the square root lets large weights count more, as they meet larger activations more often than independence would have it.
+Exponent 2.4 is GPTQ's; 2 is plain squared error.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bitwright.grids.base import Params, weighted
+
+CHUNK = 1 << 18  # numbers worked on at a time: the search stays in the cache
+
+
+class Placeable(Protocol):
+    """What a fit needs of a grid."""
+
+    def place(self, x: Float[Tensor, "g n"], keep: float) -> Params: ...
+    def encode(self, x: Float[Tensor, "g n"], p: Params) -> Tensor: ...
+    def decode(self, c: Tensor, p: Params) -> Tensor: ...
+
+
+class Fit(Protocol):
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+
+    def __call__(self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None) -> Params: ...
+
+
+@dataclass(frozen=True)
+class AbsMax:
+    """The range of the group, unshrunk."""
+
+    needs = ()
+
+    def __call__(self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None) -> Params:
+        return grid.place(x, 1.0)
+
+
+@dataclass(frozen=True)
+class Mse:
+    """Shrink both ends by 1/steps at a time down to 1 - shrink, keep the least error per group; data-free."""
+
+    exponent: float = 2.4
+    steps: int = 100
+    shrink: float = 0.8
+    needs = ()
+
+    def __call__(self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None) -> Params:
+        return search(grid, x, None, self.exponent, self.steps, self.shrink)
+
+
+@dataclass(frozen=True)
+class Imatrix:
+    """The search of `Mse` under the data's price of each place."""
+
+    exponent: float = 2.0
+    steps: int = 100
+    shrink: float = 0.8
+    needs = ("gram",)
+
+    def __call__(self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None) -> Params:
+        price = weighted(x, weight) * (x.square().mean(1, keepdim=True) + x.square()).sqrt()
+        return search(grid, x, price, self.exponent, self.steps, self.shrink)
+
+
+def search(
+    grid: Placeable, x: Float[Tensor, "g n"], price: Float[Tensor, "g n"] | None, exponent: float, steps: int, shrink: float
+) -> Params:
+    """The best of the shrunk ranges for each group; the widest among equals."""
+    parts = []
+    for rows in chunks(x):
+        best, least = grid.place(x[rows], 1.0), x.new_full((len(x[rows]),), torch.inf)
+        for i in range(int(shrink * steps)):
+            p = grid.place(x[rows], 1 - i / steps)
+            gap = (grid.decode(grid.encode(x[rows], p), p) - x[rows]).abs_()
+            loss = gap.square_() if exponent == 2 else gap.pow_(exponent)
+            error = (loss if price is None else loss.mul_(price[rows])).sum(1)
+            better = error < least
+            least = torch.where(better, error, least)
+            best = {name: torch.where(better[:, None], p[name], leaf) for name, leaf in best.items()}
+        parts.append(best)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def chunks(x: Float[Tensor, "g n"]) -> Iterator[slice]:
+    step = max(1, CHUNK // x.shape[1])
+    yield from (slice(i, i + step) for i in range(0, len(x), step))

@@ -1,0 +1,106 @@
+"""Table: a fixed list of K points in R^width, stretched by one scale per group: nf4, e2m1, ternary, binary, roots4.
+
+    x^ = s t_c,    s = keep * (largest magnitude in the group) / (largest magnitude in the table)
+
+`roots4` is the table of the fourth roots of unity {1, i, -1, -i} as points of the plane: a code stands for two neighbouring
+weights of which one is zero, one bit per weight. After the fit has placed the range, `polish` rounds of "nearest codes, then
+least-squares scale" follow and the best is kept; it matters for tables of few points, whose best scale is far from absmax.
+Tables: card formats, section 1 (e2m1 is kept ascending here; the engines' order of codes is the exporter's business).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bitwright.grids.base import Leaf, Params, nearest_point, weighted
+from bitwright.grids.fit import AbsMax, Fit
+from bitwright.grids.scales import Float as FloatScale
+from bitwright.grids.scales import Scale
+
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+NF4 = (
+    *(-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0),
+    *(0.07958030, 0.16093020, 0.24611230, 0.33791524, 0.44070983, 0.56261700, 0.72295684, 1.0),
+)
+TABLES: dict[str, tuple[tuple[float, ...], ...]] = {  # scalar tables ascend: nearest is then a search
+    "nf4": tuple((v,) for v in NF4),
+    "e2m1": tuple((v,) for v in sorted({s * v for v in E2M1 for s in (-1, 1)})),
+    "ternary": ((-1.0,), (0.0,), (1.0,)),
+    "binary": ((-1.0,), (1.0,)),
+    "roots4": ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)),
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """The points of TABLES[`table`], one scale per group."""
+
+    table: str = "nf4"
+    by: Fit = AbsMax()
+    polish: int = 0
+    scale: Scale = FloatScale()
+
+    @property
+    def levels(self) -> int:
+        return len(TABLES[self.table])
+
+    @property
+    def width(self) -> int:
+        return len(TABLES[self.table][0])
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return self.by.needs
+
+    @property
+    def leaves(self) -> dict[str, Leaf]:
+        return {"scale": Leaf(self.scale.dtype)}
+
+    def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None) -> Params:
+        weight = weight if self.needs else None
+        best = self.by(self, x, weight)
+        least = self.loss(x, best, weight)
+        for _ in range(self.polish):
+            p = self.refit(x, self.encode(x, best), best, weight)
+            loss = self.loss(x, p, weight)
+            better = (loss < least)[:, None]
+            least, best = torch.minimum(loss, least), {"scale": torch.where(better, p["scale"], best["scale"])}
+        return best
+
+    def loss(self, x: Float[Tensor, "g n"], p: Params, weight: Float[Tensor, "g n"] | None) -> Float[Tensor, "g"]:
+        return ((self.decode(self.encode(x, p), p) - x).square() * weighted(x, weight)).sum(1)
+
+    def place(self, x: Float[Tensor, "g n"], keep: float) -> Params:
+        length = x.view(len(x), -1, self.width).norm(dim=2) if self.width > 1 else x.abs()
+        top = length.amax(1, keepdim=True)
+        reach = max(sum(v * v for v in point) ** 0.5 for point in TABLES[self.table])
+        return {"scale": self.scale.store(torch.where(top > 0, top * keep, 1.0) / reach)}
+
+    def encode(self, x: Float[Tensor, "g n"], p: Params) -> Int[Tensor, "g m"]:
+        points = self.scale.read(p["scale"])[..., None] * self.unit(x.device)
+        if self.width > 1:
+            return nearest_point(x, points)
+        return torch.searchsorted(midpoints(points[..., 0]).to(x.dtype), x.contiguous()).to(torch.uint8)
+
+    def decode(self, c: Int[Tensor, "g m"], p: Params) -> Float[Tensor, "g n"]:
+        return self.scale.read(p["scale"]) * self.unit(c.device)[c.long()].flatten(1)
+
+    def refit(
+        self, x: Float[Tensor, "g n"], c: Int[Tensor, "g m"], p: Params, weight: Float[Tensor, "g n"] | None = None
+    ) -> Params:
+        """Least squares of the scale for given codes."""
+        unit, d = self.unit(c.device)[c.long()].flatten(1).to(x.dtype), weighted(x, weight)
+        up, down = (d * x * unit).sum(1, keepdim=True), (d * unit * unit).sum(1, keepdim=True)
+        usable = (up > 0) & (down > 0)
+        fitted = self.scale.store(torch.where(usable, up / torch.where(usable, down, 1.0), 1.0))
+        return {"scale": torch.where(usable, fitted, p["scale"])}
+
+    def unit(self, device: torch.device) -> Float[Tensor, "k width"]:
+        return torch.tensor(TABLES[self.table], device=device)
+
+
+def midpoints(points: Float[Tensor, "g k"]) -> Float[Tensor, "g b"]:
+    """Decision points of an ascending scalar table; a number on one belongs to the lower point."""
+    return ((points[:, 1:] + points[:, :-1]) * 0.5).contiguous()

@@ -1,0 +1,121 @@
+"""The index: name -> "module:Class" of every part, as plain strings, imported when asked for. The laws walk over it.
+
+Adding a method is one file and one line here. Names are unique over all rooms, so that a recipe file can say `use = "mse"`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from bitwright.errors import BadRequest
+
+PARTS: dict[str, dict[str, str]] = {
+    "grids": {
+        "integer": "bitwright.grids.integer:Integer",
+        "table": "bitwright.grids.table:Table",
+        "trit-planes": "bitwright.grids.trit_planes:TritPlanes",
+    },
+    "layouts": {
+        "layout": "bitwright.layout:Layout",
+    },
+    "fits": {
+        "absmax": "bitwright.grids.fit:AbsMax",
+        "mse": "bitwright.grids.fit:Mse",
+        "imatrix": "bitwright.grids.fit:Imatrix",
+    },
+    "scales": {
+        "float": "bitwright.grids.scales:Float",
+    },
+    "terms": {
+        "coded": "bitwright.terms.coded:Coded",
+        "low_rank": "bitwright.terms.low_rank:LowRank",
+        "sparse": "bitwright.terms.sparse:Sparse",
+    },
+    "rounding": {
+        "nearest": "bitwright.rounding.nearest:Nearest",
+        "gptq": "bitwright.rounding.gptq:GPTQ",
+        "quantease": "bitwright.rounding.quantease:QuantEase",
+        "quantease-outlier": "bitwright.rounding.quantease_outlier:QuantEaseOutlier",
+        "chain": "bitwright.rounding.chain:Chain",
+    },
+    "corrections": {
+        "lorc": "bitwright.corrections.lorc:Lorc",
+        "outliers": "bitwright.corrections.outliers:Outliers",
+    },
+    "allocation": {
+        "uniform": "bitwright.allocation.uniform:Uniform",
+    },
+    "stats": {
+        "gram": "bitwright.calibrate.stats:Gram",
+        "cross": "bitwright.calibrate.stats:Cross",
+    },
+    "rules": {
+        "rule": "bitwright.recipe:Rule",
+        "recipe": "bitwright.recipe:Recipe",
+    },
+}
+
+RECIPES: dict[str, str] = {
+    "best": "bitwright.recipes.best:best",
+    "rtn": "bitwright.recipes.rtn:rtn",
+    "gptq": "bitwright.recipes.gptq:gptq",
+    "quantease": "bitwright.recipes.quantease:quantease",
+    "quantease-outlier": "bitwright.recipes.quantease_outlier:quantease_outlier",
+    "ptqtp": "bitwright.recipes.ptqtp:ptqtp",
+    "zeroquant-v2": "bitwright.recipes.zeroquant_v2:zeroquant_v2",
+}
+
+WIRINGS: dict[str, str] = {  # config.model_type -> function from a config to a Wiring
+    "llama": "bitwright.models.llama:wiring",
+}
+
+
+def load(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(import_module(module), name)
+
+
+def resolve(room: str, name: str) -> Any:
+    """The class of a part. Raises BadRequest with the names that exist."""
+    if name not in PARTS[room]:
+        raise BadRequest(f"There is no {name!r} in {room}; choose one of {', '.join(sorted(PARTS[room]))}.")
+    return load(PARTS[room][name])
+
+
+@cache
+def name_of(kind: type) -> str:
+    """The index name of a part's class."""
+    spelled = f"{kind.__module__}:{kind.__qualname__}"
+    for parts in PARTS.values():
+        for name, path in parts.items():
+            if path == spelled:
+                return name
+    raise KeyError(f"{spelled} is not in bitwright/index.py: add its line there")
+
+
+def to_dict(part: Any) -> Any:
+    """A frozen part, and what it is made of, as plain values: {"use": name, field: value, ...}."""
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        fields = {f.name: to_dict(getattr(part, f.name)) for f in dataclasses.fields(part)}
+        return {"use": name_of(type(part)), **fields}
+    return [to_dict(x) for x in part] if isinstance(part, tuple | list) else part
+
+
+def from_dict(value: Any) -> Any:
+    """Inverse of `to_dict`; fields left out take their defaults. Raises BadRequest on unknown names and fields."""
+    if isinstance(value, list | tuple):
+        return tuple(from_dict(x) for x in value)
+    if not isinstance(value, Mapping):
+        return value
+    fields = {k: from_dict(v) for k, v in value.items() if k != "use"}
+    use = value.get("use")
+    room = next((room for room, parts in PARTS.items() if use in parts), None)
+    if room is None:
+        raise BadRequest(f"There is no part called {use!r}; `bitwright list` shows what there is.")
+    kind = resolve(room, str(use))
+    known = {f.name for f in dataclasses.fields(kind)}
+    if unknown := sorted(set(fields) - known):
+        raise BadRequest(f"{use!r} has no field {unknown[0]!r}; it has {', '.join(sorted(known)) or 'none'}.")
+    return kind(**fields)

@@ -1,0 +1,203 @@
+"""compress(): the public face of the road. Everything that can be refused is refused here, before the work begins."""
+
+import hashlib
+import json
+import platform
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import bitwright
+from bitwright import index
+from bitwright.calibrate.data import Split, Windows
+from bitwright.calibrate.store import Store
+from bitwright.checkpoint import Checkpoint, open_checkpoint
+from bitwright.errors import BadRequest
+from bitwright.export import native
+from bitwright.export.native import Directory
+from bitwright.plan import Plan, plan
+from bitwright.recipe import Recipe
+from bitwright.report import Report
+from bitwright.road import Progress, Road
+from bitwright.wiring import Wiring
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The progress of a library call: none."""
+
+
+def compress(
+    model: str | Path | nn.Module,
+    recipe: Recipe,
+    data: Windows | None = None,
+    *,
+    out: str | Path | None = None,
+    wiring: Wiring | None = None,
+    resume: bool = False,
+    strict: bool = False,
+    overwrite: bool = False,
+    stats: str | Path | None = None,
+    batch: int = 4,
+    progress: Progress = silent,
+) -> tuple[nn.Module, Report]:
+    """Compress a model: hub id, directory, `zoo:lm`, or a transformers model in memory.
+
+    `data`: calibration windows (None where the recipe needs none). `out`: directory to write, block by block; without it the
+    result stays in memory. `stats`: a folder of stored statistics, filled on the first run and read instead of data later.
+    `batch`: rows per forward pass. Returns the compressed model, on the CPU in fp32, and the report.
+    Raises BadRequest with cause and remedy; blocks that were finished before it stay resumable.
+    """
+    job = Job.of(model, recipe, data, wiring, strict)
+    report, road = job.run(out and Path(out), resume, overwrite, stats and Path(stats), batch, progress)
+    if out:
+        return bitwright.load(out), report
+    from bitwright.loading import assemble
+
+    return assemble(job.source.config, road.tensors, job.quantization_config(road)), report
+
+
+def calibration(model: str | Path, source: str = "stdlib", samples: int = 128, length: int = 512, seed: int = 0) -> Windows:
+    """Calibration windows of a source of text, in the tokens of a model."""
+    return text_windows(model, source, samples, length, "calibration", seed)
+
+
+def text_windows(model: str | Path, source: str, samples: int, length: int, split: Split, seed: int = 0) -> Windows:
+    """Windows of a source of text in the tokens of a model. Raises BadRequest where there is no tokenizer or too little text."""
+    from transformers import AutoTokenizer
+
+    from bitwright.calibrate.data import windows
+    from bitwright.checkpoint import locate
+
+    root = locate(str(model))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(root)
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"{model} has no tokenizer that transformers can read ({error}); add its tokenizer files.") from None
+    return windows(tokenizer, source, samples=samples, length=length, split=split, seed=seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A request that has been checked: source, plan, data."""
+
+    source: Checkpoint
+    plan: Plan
+    data: Windows | None
+
+    @classmethod
+    def of(
+        cls, model: str | Path | nn.Module, recipe: Recipe, data: Windows | None, wiring: Wiring | None = None, strict: bool = False
+    ) -> "Job":
+        source = open_checkpoint(model)
+        if wiring is None:
+            kind = getattr(source.config, "model_type", None)
+            if kind not in index.WIRINGS:
+                known = ", ".join(index.WIRINGS)
+                raise BadRequest(f"There is no wiring for models of type {kind!r} yet (there is: {known}); pass `wiring`.")
+            wiring = index.load(index.WIRINGS[kind])(source.config)
+        if recipe.transforms or recipe.activations:
+            raise BadRequest("This version has no transforms and no activation quantization yet; leave them out of the recipe.")
+        if data is not None and int(data.ids.max()) >= source.config.vocab_size:
+            raise BadRequest("The calibration tokens are not of this model's vocabulary; make them with its own tokenizer.")
+        return cls(source, plan(source, wiring, recipe, strict), data)
+
+    def run(
+        self, out: Path | None, resume: bool, overwrite: bool, stats: Path | None, batch: int, progress: Progress
+    ) -> tuple[Report, Road]:
+        begun, blocks = time.perf_counter(), len(self.plan_blocks())
+        needs = self.plan.recipe.needs
+        fingerprint = self.source.fingerprint()
+        directory = Directory(out, blocks + 1, self.signature(fingerprint, batch, stats is not None)) if out else None
+        state = directory.begin(resume, overwrite) if directory else {}
+        store = Store(stats, fingerprint, self.data_name()) if stats else None
+        road = Road(self.source, self.plan, self.data, batch, progress, directory, store)
+        if needs and self.data is None and not road.stored(blocks):
+            raise BadRequest(f"The recipe {self.plan.recipe.name!r} needs calibration data; give some with --data.")
+        for i, name in enumerate(self.source.shapes):  # NaN is refused now, not after hours
+            progress("checking weights", i, len(self.source.shapes))
+            self.source.tensor(name)
+        with torch.no_grad():
+            road.run(state)
+        report = self.report(road, time.perf_counter() - begun, fingerprint)
+        if directory:
+            document = {"format": native.FORMAT, "recipe": self.plan.recipe.to_dict(), "report": report.to_dict()}
+            directory.finish(self.config(road), self.companions(), document)
+        return report, road
+
+    def plan_blocks(self) -> set[str]:
+        """Names of the blocks, as the tensors of the source have them."""
+        depth = self.plan.wiring.blocks.count(".") + 2
+        return {".".join(n.split(".")[:depth]) for n in self.source.shapes if n.startswith(f"{self.plan.wiring.blocks}.")}
+
+    def data_name(self) -> str:
+        return self.data.sha256 if self.data is not None else "no data"
+
+    def signature(self, fingerprint: str, batch: int, stored: bool) -> str:
+        """Names the work: another model, recipe, data, batch or version is other work."""
+        parts = [self.plan.recipe.to_dict(), fingerprint, self.data_name(), bitwright.__version__, batch, stored]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def quantization_config(self, road: Road) -> dict[str, Any]:
+        embedding = self.plan.wiring.embed[0]
+        tied_head = self.plan.wiring.head if self.plan.tied and embedding in self.plan.sites else None
+        return native.quantization_config(road.metas, tied_head)
+
+    def config(self, road: Road) -> dict[str, Any]:
+        """The config.json of the result."""
+        found: dict[str, Any] = self.source.config.to_dict()
+        if self.source.root:
+            found = json.loads((self.source.root / "config.json").read_text())
+        found["quantization_config"] = self.quantization_config(road)
+        if found["quantization_config"]["tied_head"]:
+            found["tie_word_embeddings"] = False  # tied through the terms, not through a float weight
+        return found
+
+    def companions(self) -> list[Path]:
+        """Files of the source that are copied as they are: tokenizer, generation settings, chat template, licence."""
+        if self.source.root is None:
+            return []
+        skip = {"config.json", "model.safetensors.index.json", "bitwright.json", "training.json", "README.md"}
+        kinds = {".json", ".txt", ".model", ".jinja"}
+        return sorted(
+            p for p in self.source.root.iterdir() if p.name not in skip and (p.suffix in kinds or p.name.startswith("LICENSE"))
+        )
+
+    def report(self, road: Road, seconds: float, fingerprint: str) -> Report:
+        data, recipe = self.data, self.plan.recipe
+        asked = {
+            "model": self.source.name,
+            "recipe": recipe.name,
+            "grid": index.to_dict(recipe.grid),
+            "layout": index.to_dict(recipe.layout),
+            "calibration": None
+            if data is None
+            else {"name": data.name, "sha256": data.sha256, "rows": len(data.ids), "length": data.ids.shape[1], "seed": data.seed},
+            "inputs": "none" if not recipe.needs else "float (statistics store)" if road.store else "as compressed so far",
+        }
+        provenance = {
+            "model sha256": fingerprint,
+            "bitwright": bitwright.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+        }
+        shapes, dtypes = self.source.shapes, self.source.dtypes
+        unit = 1 if sys.platform == "darwin" else 1024
+        return Report(
+            asked=asked,
+            rows=tuple(road.rows),
+            kept=sum(self.plan.kept.values()),
+            original=sum(dtypes[n].itemsize * prod(s) for n, s in shapes.items()),
+            weights=sum(prod(s) for s in shapes.values()),
+            seconds=seconds,
+            peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+            provenance=provenance,
+        )

@@ -1,0 +1,55 @@
+"""The only switch between implementations of a loop. Method files call the entries here and never name a device.
+
+Each entry tries its implementations in order; one declines by returning None (another device, a grid it has no form for).
+The reference comes last and takes everything. A test forces one by name: `with only("reference"): ...`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import import_module
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bitwright.coder import Coder
+
+IMPLEMENTATIONS = {
+    "numba": "bitwright.kernels.numba.sweep",
+    "reference": "bitwright.kernels.reference",
+}
+_forced: ContextVar[str | None] = ContextVar("forced", default=None)
+
+
+@contextmanager
+def only(name: str) -> Iterator[None]:
+    """Force one implementation; it raises NotImplementedError where that one declines."""
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def call(entry: str, *args: Any) -> Any:
+    forced = _forced.get()
+    for module in [IMPLEMENTATIONS[forced]] if forced else IMPLEMENTATIONS.values():
+        result = getattr(import_module(module), entry)(*args)
+        if result is not None:
+            return result
+    raise NotImplementedError(f"{forced or 'no implementation'} does not do {entry} on these arguments")
+
+
+def gptq_block(
+    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, steps: list[Int[Tensor, "v"]]
+) -> tuple[Float[Tensor, "out b"], Float[Tensor, "out b"]]:
+    """One lazy block of GPTQ, columns in the order of `steps`: the values chosen and the errors e to push to the right."""
+    return call("gptq_block", block, U, coder, steps)
+
+
+def descent(
+    W: Float[Tensor, "out inp"], Q: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"], coder: Coder, relaxed: bool
+) -> Float[Tensor, "out inp"]:
+    """One sweep of coordinate descent over all columns, from Q; relaxed sweeps leave the columns unsnapped."""
+    return call("descent", W, Q, H, coder, relaxed)

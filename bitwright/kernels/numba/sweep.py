@@ -1,0 +1,143 @@
+"""Column loops compiled for the CPU: rows in parallel, each row a loop over its columns with its errors in the cache.
+
+Two forms cover every scalar grid: equally spaced points (scale, zero, top code) and ascending points per group. The numbers
+are those of the reference, operation for operation (no fast-math, no contraction), so codes agree except where the sums of a
+matrix product round differently. Grids of vectors are left to the reference.
+"""
+
+import os
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numba import njit, prange, set_num_threads
+from torch import Tensor
+
+from bitwright.coder import Coder
+from bitwright.grids.base import points
+
+UNIFORM, ASCENDING, ANY = 0, 1, 2
+
+
+def gptq_block(
+    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, steps: list[Int[Tensor, "v"]]
+) -> tuple[Float[Tensor, "out b"], Float[Tensor, "out b"]] | None:
+    if not suits(block, coder):
+        return None
+    W, E = block.contiguous().clone(), torch.empty_like(block, memory_format=torch.contiguous_format)
+    set_num_threads(threads())
+    gptq_rows(W.numpy(), E.numpy(), U.contiguous().numpy(), *lattice(coder, torch.cat(steps)))
+    return W, E
+
+
+def descent(
+    W: Float[Tensor, "out inp"], Q: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"], coder: Coder, relaxed: bool
+) -> Float[Tensor, "out inp"] | None:
+    if not suits(W, coder):
+        return None
+    Q = Q.contiguous().clone()
+    R = (W - Q) @ H
+    order = torch.cat(coder.steps())
+    set_num_threads(threads())
+    descent_rows(
+        W.contiguous().numpy(), Q.numpy(), R.numpy(), H.contiguous().numpy(), order.numpy(), relaxed, *lattice(coder, order)
+    )
+    return Q
+
+
+def threads() -> int:
+    """As many as torch uses, within what numba was started with."""
+    from numba.core import config
+
+    return max(1, min(torch.get_num_threads(), config.NUMBA_NUM_THREADS, os.cpu_count() or 1))
+
+
+def suits(W: Float[Tensor, "out inp"], coder: Coder) -> bool:
+    fine = W.device.type == "cpu" and W.dtype in (torch.float32, torch.float64)
+    return fine and all(band.grid.width == 1 and band.grid.levels <= 256 for band in coder.bands)
+
+
+def lattice(coder: Coder, cols: Int[Tensor, "b"]) -> tuple[np.ndarray, ...]:
+    """The coder's groups as arrays. Column j of `cols`, row r: group first[j] + r // rows[j] * across[j]."""
+    band, place = coder.home
+    kinds, counts, tables, firsts, rows, across, steps = [], [], [], [], [], [], []
+    base = 0
+    most = max([b.grid.levels for b in coder.bands if not hasattr(b.grid, "affine")], default=2)
+    for i, (b, p) in enumerate(zip(coder.bands, coder.params)):
+        groups = len(next(iter(p.values())))
+        if hasattr(b.grid, "affine"):
+            scale, zero = b.grid.affine(p)
+            table = torch.empty(groups, most)
+            table[:, :1], table[:, 1:2] = scale, zero
+            kinds.append(UNIFORM)
+        else:
+            table = torch.empty(groups, most)
+            table[:, : b.grid.levels] = points(b.grid, p)[..., 0]
+            kinds.append(ASCENDING if hasattr(b.grid, "table") else ANY)
+        block = b.layout.block(coder.inner(i))
+        counts.append(b.grid.levels)
+        tables.append(table)
+        firsts.append(base)
+        rows.append(block[0])
+        across.append(coder.inner(i)[1] // block[1])
+        steps.append(block[1])
+        base += groups
+    own = band[cols]
+    pick = lambda values: torch.tensor(values)[own]  # noqa: E731
+    first = pick(firsts) + place[cols] // pick(steps)
+    wide = [pick(kinds), pick(counts), first, pick(rows), pick(across)]
+    return (torch.cat(tables).numpy(), *(w.numpy() for w in wide))
+
+
+@njit(cache=True, inline="always")
+def snap(x, table, g, kind, count):  # type: ignore[no-untyped-def]
+    if kind == UNIFORM:
+        scale, zero = table[g, 0], table[g, 1]
+        code = np.rint(x / scale) + zero
+        code = min(max(code, 0.0), count - 1.0)
+        return scale * (np.float32(code) - zero)
+    best = table[g, 0]
+    if kind == ASCENDING:
+        for k in range(1, count):
+            if (table[g, k] + best) * np.float32(0.5) >= x:
+                break
+            best = table[g, k]
+        return best
+    gap = abs(x - best)
+    for k in range(1, count):
+        other = abs(x - table[g, k])
+        if other < gap:
+            gap, best = other, table[g, k]
+    return best
+
+
+@njit(parallel=True, cache=True)
+def gptq_rows(W, E, U, table, kind, count, first, rows, across):  # type: ignore[no-untyped-def]
+    """W [out, b] becomes the chosen values, E the errors to push on."""
+    for r in prange(W.shape[0]):
+        for j in range(W.shape[1]):
+            g = first[j] + r // rows[j] * across[j]
+            value = snap(W[r, j], table, g, kind[j], count[j])
+            e = (W[r, j] - value) / U[j, j]
+            W[r, j], E[r, j] = value, e
+            for k in range(j + 1, W.shape[1]):
+                W[r, k] -= e * U[j, k]
+
+
+@njit(parallel=True, cache=True)
+def descent_rows(W, Q, R, H, order, relaxed, table, kind, count, first, rows, across):  # type: ignore[no-untyped-def]
+    """One sweep over Q; R = (W - Q) H is kept up to date. An unchanged column costs nothing."""
+    for r in prange(W.shape[0]):
+        for i in range(order.shape[0]):
+            j = order[i]
+            h, u = H[j, j], W[r, j]
+            if h != 0:
+                u += (R[r, j] - (W[r, j] - Q[r, j]) * h) / h
+            if not relaxed:
+                g = first[i] + r // rows[i] * across[i]
+                u = snap(u, table, g, kind[i], count[i])
+            change = u - Q[r, j]
+            if change != 0:
+                Q[r, j] = u
+                for k in range(W.shape[1]):
+                    R[r, k] -= change * H[j, k]

@@ -1,0 +1,41 @@
+"""Column loops in plain torch: any grid, any device, any precision. Slow, and the definition of what the others compute."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bitwright.coder import Coder
+
+
+def gptq_block(
+    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, steps: list[Int[Tensor, "v"]]
+) -> tuple[Float[Tensor, "out b"], Float[Tensor, "out b"]]:
+    W, Q, E = block.clone(), torch.empty_like(block), torch.empty_like(block)
+    at = 0
+    for cols in steps:
+        here = slice(at, at + len(cols))
+        Q[:, here] = coder.snap(W[:, here], cols)
+        gap, corner = W[:, here] - Q[:, here], U[here, here]
+        E[:, here] = gap / corner if len(cols) == 1 else torch.linalg.solve_triangular(corner, gap, upper=True, left=False)
+        at += len(cols)
+        for k in range(here.start, here.stop):
+            W[:, at:] -= E[:, k : k + 1] * U[k : k + 1, at:]
+    return Q, E
+
+
+def descent(
+    W: Float[Tensor, "out inp"], Q: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"], coder: Coder, relaxed: bool
+) -> Float[Tensor, "out inp"]:
+    Q = Q.clone()
+    R = (W - Q) @ H
+    for cols in coder.steps():
+        corner, gap = H[cols][:, cols], W[:, cols] - Q[:, cols]
+        pull = R[:, cols] - gap @ corner
+        if len(cols) == 1:
+            u = W[:, cols] + (pull / corner if corner else 0)
+        else:
+            u = W[:, cols] + pull @ torch.linalg.pinv(corner, hermitian=True)
+        new = u if relaxed else coder.snap(u, cols)
+        R -= (new - Q[:, cols]) @ H[cols]
+        Q[:, cols] = new
+    return Q

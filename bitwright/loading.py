@@ -1,0 +1,65 @@
+"""Loading: the bridge to transformers, so that `AutoModelForCausalLM.from_pretrained(dir)` works after `import bitwright`.
+
+Imported when transformers' own table of quantizers is (bitwright/__init__.py arranges that), never before.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from bitwright.checkpoint import skeleton
+from bitwright.coded import install
+from bitwright.export.native import METHOD, site_metas
+
+
+@register_quantization_config(METHOD)
+class BitwrightConfig(QuantizationConfigMixin):
+    """The `quantization_config` of config.json (docs/format.md)."""
+
+    def __init__(self, **fields: Any):
+        self.quant_method = METHOD
+        self.fields = {k: v for k, v in fields.items() if k != "quant_method"}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"quant_method": METHOD, **self.fields}
+
+
+@register_quantizer(METHOD)
+class BitwrightQuantizer(HfQuantizer):
+    """Puts coded modules in place before the weights are read. Buffers keep their stored types."""
+
+    requires_calibration = True
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        fields = self.quantization_config.fields
+        return install(model, site_metas(fields), fields["tied_head"])
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def load(directory: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A compressed (or plain) model directory as a transformers model in evaluation mode, on the CPU."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+
+
+def assemble(config: Any, tensors: dict[str, Tensor], fields: dict[str, Any]) -> nn.Module:
+    """The model of tensors that never were on disk: the same modules, filled from memory, fp32."""
+    model = install(skeleton(config), site_metas(fields), fields["tied_head"])
+    floats = {n: t if ".terms." in n or not t.is_floating_point() else t.float() for n, t in tensors.items()}
+    missing, unexpected = model.load_state_dict(floats, strict=False, assign=True)
+    model.tie_weights()  # type: ignore[operator]
+    if unexpected or any(p.is_meta for p in model.parameters()):
+        raise ValueError(f"the tensors do not fit the model: missing {missing[:3]}, unexpected {unexpected[:3]}")
+    return model

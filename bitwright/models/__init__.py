@@ -1,0 +1,1 @@
+"""One wiring per model family."""

@@ -1,0 +1,158 @@
+"""The plan: what a recipe will do to a model, decided before a weight is read. It is the dry run, and the run follows it.
+
+For each site: the bands that will code it and the metas of its terms, hence its exact bytes. A layout that does not tile a
+matrix is replaced by the nearest that does, and the extra bits are listed; `strict` refuses instead.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitwright.checkpoint import Checkpoint, skeleton
+from bitwright.coder import Band, metas
+from bitwright.errors import BadRequest
+from bitwright.recipe import Recipe
+from bitwright.rounding.nearest import Nearest
+from bitwright.sites import Site, sites
+from bitwright.terms.base import stored_bits
+from bitwright.wiring import Wiring
+
+LIBRARIES = 450 * 2**20  # resident size of Python with torch, transformers and numba loaded
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One site: the recipe that applies to it, its bands, the metas of its terms in advance, and what is unusual about it."""
+
+    shape: tuple[int, int]
+    recipe: Recipe
+    bands: tuple[Band, ...]
+    metas: tuple[Mapping[str, Any], ...]
+    note: str | None = None
+
+    @property
+    def bits(self) -> int:
+        return stored_bits(self.metas)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sites by name in the order of the walk; tensors that stay as they are; sizes."""
+
+    recipe: Recipe
+    wiring: Wiring
+    sites: Mapping[str, Planned]
+    kept: Mapping[str, int]  # bytes of every tensor that is stored as it is
+    tied: bool  # the output head reads the embedding
+    block_bytes: int  # the largest block in fp32
+    widths: int  # numbers one token keeps alive in a block
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors that will be written."""
+        return sum(p.bits for p in self.sites.values()) // 8 + sum(self.kept.values())
+
+    def peak(self, tokens: int) -> int:
+        """Estimated peak resident bytes: libraries, one block in fp32, the activations of all rows in one block, moments."""
+        moments = 3 * 4 * max((p.shape[1] ** 2 for p in self.sites.values()), default=0)
+        return LIBRARIES + 2 * self.block_bytes + 4 * tokens * self.widths + moments
+
+
+def plan(source: Checkpoint, wiring: Wiring, recipe: Recipe, strict: bool = False) -> Plan:
+    """Decide everything that can be decided without reading a weight. Raises BadRequest with cause and remedy."""
+    model = skeleton(source.config)
+    blocks = wiring.block_list(model)
+    named = {name: s for i in range(len(blocks)) for name, s in sites(blocks[i], f"{wiring.blocks}.{i}.").items()}
+    tied = bool(getattr(source.config, "tie_word_embeddings", False))
+    recipe = resolve_budget(recipe, named)
+    planned = {n: p for n, s in named.items() if (p := plan_site(n, s, recipe.of(n), strict)) is not None}
+    if recipe.head:
+        planned |= plan_head(model, wiring, recipe, tied, strict)
+    if unused := [r.match for r in recipe.rules if not any(r.matches(n) for n in (*named, wiring.head, *wiring.embed))]:
+        raise BadRequest(
+            f"The rule {unused[0]!r} matches no layer; names look like {next(iter(named))!r}, regular expressions start with re:."
+        )
+    if not planned:
+        raise BadRequest("The rules leave nothing to compress; ignore less.")
+    coded = {f"{name}.weight" for name in planned}
+    missing = sorted(coded - set(source.shapes))
+    if missing:
+        raise BadRequest(f"The model lacks the tensor {missing[0]}; its files and its config.json disagree, download it again.")
+    for name, p in planned.items():
+        stored = tuple(source.shapes[f"{name}.weight"])
+        if tuple(sorted(stored)) != tuple(sorted(p.shape)):
+            raise BadRequest(f"{name}.weight is {stored} in the files but {p.shape} by config.json; download the model again.")
+    kept = {n: source.dtypes[n].itemsize * prod(shape) for n, shape in source.shapes.items() if n not in coded}
+    inside = [4 * sum(x.numel() for x in (*block.parameters(), *block.buffers())) for block in blocks]
+    widths = max(sum(s.shape[0] + s.shape[1] for s in sites(block).values()) for block in blocks)
+    return Plan(recipe, wiring, planned, kept, tied, max(inside), widths)
+
+
+def plan_site(name: str, site: Site, recipe: Recipe | None, strict: bool) -> Planned | None:
+    if recipe is None:
+        return None
+    shape, layout, note = site.shape, recipe.layout, None
+    if not layout.fits(shape):
+        layout = layout.nearest(shape)
+        wanted, got = recipe.layout.block(shape), layout.block(shape)
+        if strict:
+            raise BadRequest(
+                f"{name} is {shape[0]} x {shape[1]}, which blocks of {wanted[0]} x {wanted[1]} do not tile; "
+                f"choose a group that divides it, such as {got[1]}, or run without --strict."
+            )
+        note = f"blocks of {wanted[0]} x {wanted[1]} do not tile {shape[0]} x {shape[1]}; {got[0]} x {got[1]} instead"
+    band = Band(recipe.grid, layout)
+    if why := band.legal(shape):
+        raise BadRequest(f"{name} cannot take this recipe: {why}; choose another group or grid.")
+    found = recipe.rounding.metas(shape, (band,))
+    if note:
+        even = stored_bits(found) - shape[0] * shape[1] * stored_rate(recipe)
+        note += f", {even / (shape[0] * shape[1]):+.2f} bits per weight"
+    for correction in recipe.corrections:
+        found += tuple(correction.metas(shape))
+    return Planned(shape, recipe, (band,), found, note)
+
+
+def stored_rate(recipe: Recipe) -> float:
+    """Bits per weight on a matrix that the recipe's layout tiles."""
+    shape = (2 * (recipe.layout.rows or 256), 2 * (recipe.layout.cols or 4096))
+    return stored_bits(metas(shape, (Band(recipe.grid, recipe.layout),))) / prod(shape)
+
+
+def plan_head(model: nn.Module, wiring: Wiring, recipe: Recipe, tied: bool, strict: bool) -> dict[str, Planned]:
+    """The embedding, and the output head where it has a matrix of its own."""
+    found = {}
+    simple = replace(recipe, rounding=Nearest(), corrections=())
+    for name in (wiring.embed[0], wiring.head):
+        site = Site.of(name, model.get_submodule(name))
+        if site is None or (tied and name == wiring.head):
+            continue
+        chosen = simple.of(name) if name == wiring.embed[0] or tied else recipe.of(name)
+        if (p := plan_site(name, site, chosen, strict)) is not None:
+            found[name] = p
+    return found
+
+
+def resolve_budget(recipe: Recipe, named: Mapping[str, Site]) -> Recipe:
+    """Spend a budget of bits per weight: the allocation picks the levels, priced by the ledger itself."""
+    if recipe.budget is None:
+        return recipe
+    from bitwright.allocation.uniform import Uniform
+
+    units = [n for n in named if recipe.of(n) is not None]
+    weights = sum(prod(named[n].shape) for n in units)
+
+    def price(choice: torch.Tensor) -> int:
+        trial = recipe.with_levels(int(choice[0]))
+        plans = (plan_site(n, named[n], trial.of(n), False) for n in units)
+        return sum(p.bits for p in plans if p)
+
+    def probe(choice: torch.Tensor) -> torch.Tensor:
+        raise BadRequest("This allocation measures losses, which this version cannot do yet; use the uniform one.")
+
+    choice = (recipe.allocation or Uniform())([range(2, 257)] * len(units), probe, price, int(recipe.budget * weights))
+    return recipe.with_levels(int(choice[0]))

@@ -1,0 +1,20 @@
+"""One recipe per published system, a few lines of composition each: `recipes.gptq(bits=3, group=64)`."""
+
+from typing import Any
+
+from bitwright import index
+from bitwright.errors import BadRequest
+from bitwright.recipes.best import best as best
+from bitwright.recipes.gptq import gptq as gptq
+from bitwright.recipes.ptqtp import ptqtp as ptqtp
+from bitwright.recipes.quantease import quantease as quantease
+from bitwright.recipes.quantease_outlier import quantease_outlier as quantease_outlier
+from bitwright.recipes.rtn import rtn as rtn
+from bitwright.recipes.zeroquant_v2 import zeroquant_v2 as zeroquant_v2
+
+
+def get(name: str) -> Any:
+    """The function that makes a recipe. Raises BadRequest with the names there are."""
+    if name not in index.RECIPES:
+        raise BadRequest(f"There is no recipe {name!r}; choose one of {', '.join(index.RECIPES)}, or give a .toml file.")
+    return index.load(index.RECIPES[name])

@@ -1,0 +1,15 @@
+"""quantease-outlier: arXiv 2309.01885, Algorithm 3: 1 % of the weights in a sparse fp16 term, codes and their places found
+together, started from GPTQ. Card: quantease."""
+
+from bitwright.grids.fit import AbsMax
+from bitwright.grids.integer import Integer
+from bitwright.layout import Layout
+from bitwright.recipe import Recipe
+from bitwright.rounding.quantease_outlier import QuantEaseOutlier
+
+
+def quantease_outlier(
+    bits: int = 3, group: int | None = 64, symmetric: bool = False, fraction: float = 0.01
+) -> Recipe:
+    rounding = QuantEaseOutlier(fraction)
+    return Recipe(Integer(2**bits, symmetric, AbsMax()), Layout(1, group), rounding, name="quantease-outlier")

@@ -1,0 +1,216 @@
+"""The road: one block at a time, from a checkpoint to terms on disk or in memory.
+
+    embed the rows -> for each block: load, stop at taps, round each site, push on, write its shard -> what is outside the blocks
+
+Nothing turns back. Only one block holds weights at a time, and the rows are pushed through what was stored, not what was meant.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bitwright.calibrate.data import Windows
+from bitwright.calibrate.stats import Gram, Known
+from bitwright.calibrate.store import Store
+from bitwright.calibrate.stream import Rows, Tap, discover, embed, prefix_of, walk
+from bitwright.checkpoint import Checkpoint, skeleton
+from bitwright.coder import Coder
+from bitwright.export.native import Directory, flatten
+from bitwright.linalg import objective
+from bitwright.plan import Plan, Planned
+from bitwright.report import Row
+from bitwright.rounding.nearest import Nearest
+from bitwright.sites import Site, sites
+from bitwright.terms.base import Json, Terms, decode
+
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
+
+
+@dataclass(eq=False)
+class Road:
+    """One run. `rows` and `metas` grow with every site; `tensors` collects what is not written to a `directory`."""
+
+    source: Checkpoint
+    plan: Plan
+    data: Windows | None
+    batch: int
+    progress: Progress
+    directory: Directory | None = None
+    store: Store | None = None
+    rows: list[Row] = field(default_factory=list)
+    metas: dict[str, list[Mapping[str, Json]]] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def run(self, state: Mapping[str, Json]) -> None:
+        """All of it, or what an interrupted run left to do (`state`)."""
+        for entry in state.get("rows", []):
+            self.note(Row.from_dict(entry["row"]), entry["metas"])
+        model: Any = skeleton(self.source.config)
+        blocks = self.plan.wiring.block_list(model)
+        outer = {n: Site.of(n, model.get_submodule(n)) for n in self.plan.sites if not self.inside(n)}
+        for name in (*self.plan.wiring.embed, *self.plan.wiring.norm):
+            fill(model.get_submodule(name), self.source, name)
+        coded = {n: self.solve(site, Known(), None) for n, site in outer.items() if site and n in self.plan.wiring.embed}
+        stream = self.start(model, blocks, state.get("done", 0))
+        taps: list[Tap] = []
+        for i in range(state.get("done", 0), len(blocks)):
+            self.progress("compressing", i, len(blocks))
+            taps = self.block(blocks[i], i, stream, taps)
+        self.progress("compressing", len(blocks), len(blocks))
+        for name, site in outer.items():
+            if site is not None and name not in coded:
+                fill(site.module, self.source, name)
+                coded[name] = self.solve(site, self.after_blocks(model, stream), None)
+        self.emit(len(blocks), coded, {n for n in self.plan.kept if not self.inside(n)})
+
+    def start(self, model: Any, blocks: nn.ModuleList, done: int) -> list[Rows]:
+        """The rows before block `done`: embedded, or as an interrupted run left them. None where no data is walked."""
+        if not self.plan.recipe.needs or self.data is None or self.stored(len(blocks)):
+            return []
+        stream = embed(model.base_model, blocks, self.data.ids, self.batch, self.double)
+        if done and self.directory:
+            left = self.directory.hidden(done)
+            for k, r in enumerate(stream):
+                r.hidden, r.teacher = left[f"{k}.hidden"], left.get(f"{k}.teacher")
+        return stream
+
+    @property
+    def double(self) -> bool:
+        """Whether a statistic compares with the float teacher, which then walks along."""
+        return "cross" in self.plan.recipe.needs
+
+    def stored(self, blocks: int) -> bool:
+        return self.store is not None and all(self.store.has(i, self.plan.recipe.needs) for i in range(blocks))
+
+    def inside(self, name: str) -> bool:
+        return name.startswith(f"{self.plan.wiring.blocks}.")
+
+    def block(self, block: nn.Module, i: int, stream: Sequence[Rows], like: Sequence[Tap]) -> list[Tap]:
+        """One block, from its weights to its shard. Returns its taps, which the next block is expected to share."""
+        prefix = f"{self.plan.wiring.blocks}.{i}."
+        fill(block, self.source, prefix[:-1])
+        here = {n: s for n, s in sites(block, prefix).items() if n in self.plan.sites}
+        taps, terms = self.taps(block, here, stream, i, like), {}
+        for tap, known in self.visits(block, here, taps, stream, i):
+            for name in tap.readers:
+                terms[name] = self.solve(here[name], known, i)
+                if self.store is None:
+                    here[name].put(decode(terms[name]))
+        self.emit(i, terms, {n for n in self.plan.kept if n.startswith(prefix)})
+        if self.directory:
+            self.directory.checkpoint(
+                i + 1, [{"row": asdict(r), "metas": self.metas[r.name]} for r in self.rows if r.block is not None], hidden(stream)
+            )
+        block.to("meta")
+        return taps
+
+    def taps(
+        self, block: nn.Module, here: Mapping[str, Site], stream: Sequence[Rows], i: int, like: Sequence[Tap]
+    ) -> list[Tap]:
+        """Which sites share an input: found out by running a row, unless the block has the sites of the one before it."""
+        if not here:
+            return []
+        if self.store is not None and (known := self.store.taps(i)) is not None and not stream:
+            return known
+        if not stream:
+            return [Tap((name,)) for name in here]
+        old, new = f"{self.plan.wiring.blocks}.{i - 1}.", prefix_of(here, block)
+        moved = [Tap(tuple(n.replace(old, new, 1) for n in tap.readers)) for tap in like]
+        if {n for tap in moved for n in tap.readers} == set(here):
+            return moved
+        return discover(block, here, stream[0], i)
+
+    def visits(
+        self, block: nn.Module, here: Mapping[str, Site], taps: Sequence[Tap], stream: Sequence[Rows], i: int
+    ) -> Iterator[tuple[Tap, Known]]:
+        """Every tap with what is known of it: nothing, what the store knows, or what the rows that stop there say."""
+        needs = self.plan.recipe.needs
+        if stream:
+            for tap, known in walk(block, here, taps, stream, i, needs):
+                if self.store is not None:
+                    self.store.put(tap, known)
+                yield tap, known
+            if self.store is not None:
+                self.store.close(i, taps)
+            return
+        for tap in taps:
+            found = self.store.known(tap, needs) if self.store is not None and needs else Known()
+            assert found is not None
+            yield tap, found
+
+    def after_blocks(self, model: Any, stream: Sequence[Rows]) -> Known:
+        """Second moments of what the output head reads."""
+        if not stream:
+            return Known()
+        norm, gram = model.get_submodule(self.plan.wiring.norm[-1]), Gram(stream[0].hidden.shape[-1])
+        for r in stream:
+            gram.add(norm(r.hidden).flatten(0, -2))
+        return Known({"gram": gram.value()})
+
+    def solve(self, site: Site, known: Known, block: int | None) -> Terms:
+        """Round one matrix and write its line of the report."""
+        planned, begun = self.plan.sites[site.name], time.perf_counter()
+        W, known = site.matrix(), Known(known.values, list(known.notes), known.derived)
+        terms, base = compress_matrix(W, planned, known)
+        seconds = time.perf_counter() - begun
+        H = known.values.get("gram")
+        error, nearest, whole = (measure(W, H) if x is None else measure(W - decode(x), H) for x in (terms, base, None))
+        remarks = (*((planned.note,) if planned.note else ()), *known.notes)
+        scale = whole or 1.0
+        row = Row(
+            site.name, block, site.shape, planned.bits, error / scale, nearest / scale, "weights" if H is None else "output",
+            seconds, tuple(t.meta()["kind"] for t in terms), remarks,
+        )  # fmt: skip
+        self.note(row, [t.meta() for t in terms])
+        if block is None:
+            site.put(decode(terms))
+        return terms
+
+    def note(self, row: Row, metas: Sequence[Mapping[str, Json]]) -> None:
+        self.rows = [r for r in self.rows if r.name != row.name] + [row]
+        self.metas[row.name] = list(metas)
+
+    def emit(self, i: int, terms: Mapping[str, Terms], kept: set[str]) -> None:
+        tensors = flatten(terms) | {name: self.source.tensor(name) for name in sorted(kept)}
+        if self.directory:
+            self.directory.shard(i, tensors)
+        else:
+            self.tensors |= tensors
+
+
+def compress_matrix(W: Float[Tensor, "out inp"], planned: Planned, known: Known) -> tuple[Terms, Terms]:
+    """All terms of a matrix by its recipe, and those of plain nearest rounding on the same grid."""
+    recipe = planned.recipe
+    out = tuple(t for c in recipe.corrections if c.before for t in c(W, known))
+    rest = W - decode(out) if out else W
+    H = known.values.get("gram")
+    coder = Coder.fit(rest, planned.bands, None if H is None else H.diagonal().clamp_min(0))
+    terms = recipe.rounding(rest, coder, known)
+    base = (*Nearest()(rest, coder, known), *out)
+    error = rest - decode(terms)
+    after = tuple(t for c in recipe.corrections if not c.before for t in c(error, known))
+    return (*terms, *out, *after), base
+
+
+def measure(E: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"] | None) -> float:
+    return float(E.square().sum(dtype=torch.float64)) if H is None else objective(E, H)
+
+
+def fill(module: nn.Module, source: Checkpoint, name: str) -> None:
+    """Give a module without weights its weights, fp32."""
+    tensors = {n: t.float() if t.is_floating_point() else t for n, t in source.below(name).items()}
+    wanted = {n for n, _ in module.named_parameters()}
+    module.load_state_dict({n: t for n, t in tensors.items() if n in wanted}, strict=False, assign=True)
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+
+
+def hidden(stream: Sequence[Rows]) -> dict[str, Tensor]:
+    """The rows of the stream as named tensors, to be kept for a resumed run."""
+    lanes = {f"{k}.hidden": r.hidden for k, r in enumerate(stream)}
+    return lanes | {f"{k}.teacher": r.teacher for k, r in enumerate(stream) if r.teacher is not None}

@@ -1,0 +1,1 @@
+"""Which codes are chosen, given the data?"""

@@ -1,0 +1,67 @@
+"""QuantEase, outlier-aware: codes and a sparse term found together (arXiv 2309.01885, Algorithm 3; card: quantease).
+
+    min ||W X - (Q + S) X||^2  with Q on the grid and at most s entries in S:
+    repeat   one coordinate-descent sweep on Q against W - S;   S <- top_s(S - eta (Q + S - W) H),  eta = 1 / (2 lambda_max(H))
+
+so that the outliers' places are optimised too, not guessed once. The range is placed on W - S after the s largest entries have
+left (the card: 15 to 20 % less error than the released code's percentiles), and the codes start from `start` on W - S.
+Differs from the released code, whose inner loop never writes the codes back; the best stored pair of all rounds is kept, so
+the result is never worse than its start. Costs s (16 + index) bits and one sweep plus one product per round.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bitwright.calibrate.stats import Known
+from bitwright.coder import Band, Coder
+from bitwright.corrections.outliers import outlier_count
+from bitwright.kernels import dispatch
+from bitwright.linalg import objective
+from bitwright.rounding.base import Rounding
+from bitwright.rounding.gptq import GPTQ
+from bitwright.terms.base import Json, Terms, decode
+from bitwright.terms.sparse import Sparse, sparse_meta
+
+
+@dataclass(frozen=True)
+class QuantEaseOutlier:
+    """A `fraction` of the entries in the sparse term; `iters` rounds; the codes begin where `first` leaves them."""
+
+    fraction: float = 0.01
+    iters: int = 10
+    step: float = 1.0
+    first: Rounding = GPTQ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(sorted({"gram", *self.first.needs}))
+
+    def __call__(
+        self, W: Float[Tensor, "out inp"], coder: Coder, known: Known, start: Terms | None = None
+    ) -> Terms:
+        count, H = outlier_count(tuple(W.shape), self.fraction), known.gram.to(W.dtype)
+        if count == 0:
+            return self.first(W, coder, known, start)
+        top = known.once("largest eigenvalue", lambda: float(torch.linalg.eigvalsh(H)[-1]))
+        sparse = Sparse.of(W, count)
+        S = sparse.decode().to(W.dtype)
+        coder = coder.again(W - S)
+        best: Terms = (*self.first(W - S, coder, known), sparse)
+        Q = decode(best[:-1]).to(W.dtype)
+        least, loose = objective(W - Q - S, H), S
+        for _ in range(self.iters):
+            Q = dispatch.descent(W - S, Q, H, coder, False)
+            loose = loose - self.step / (2 * max(top, 1e-30)) * ((Q + S - W) @ H)
+            sparse = Sparse.of(loose, count)
+            S = loose = sparse.decode().to(W.dtype)
+            if (loss := objective(W - Q - S, H)) < least:
+                best, least = (*coder.terms(Q), sparse), loss
+        return best
+
+    def metas(self, shape: tuple[int, int], bands: Sequence[Band]) -> tuple[Mapping[str, Json], ...]:
+        count = outlier_count(shape, self.fraction)
+        return (*self.first.metas(shape, bands), *((sparse_meta(shape, count),) if count else ()))
