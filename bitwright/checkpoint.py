@@ -172,3 +172,14 @@ def skeleton(config: Any) -> nn.Module:
 
     with parameters_on_meta():
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def size_in_bytes(text: str) -> int:
+    """`12MB`, `3.5GiB`, `900kB` or plain bytes. Raises BadRequest otherwise."""
+    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
+    unit = text[len(number) :].strip().lower()
+    try:
+        return int(float(number) * units[unit])
+    except (ValueError, KeyError):
+        raise BadRequest(f"{text!r} is not a size; write it like 12MB or 3.5GiB.") from None

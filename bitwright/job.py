@@ -45,17 +45,19 @@ def compress(
     overwrite: bool = False,
     stats: str | Path | None = None,
     batch: int = 4,
+    device: str = "cpu",
     progress: Progress = silent,
 ) -> tuple[nn.Module, Report]:
     """Compress a model: hub id, directory, `zoo:lm`, or a transformers model in memory.
 
     `data`: calibration windows (None where the recipe needs none). `out`: directory to write, block by block; without it the
     result stays in memory. `stats`: a folder of stored statistics, filled on the first run and read instead of data later.
-    `batch`: rows per forward pass. Returns the compressed model, on the CPU in fp32, and the report.
+    `batch`: rows per forward pass. `device`: where blocks run and are solved (`auto`: a GPU if there is one). Returns the compressed model, on the CPU in fp32, and the report.
     Raises BadRequest with cause and remedy; blocks that were finished before it stay resumable.
     """
     job = Job.of(model, recipe, data, wiring, strict)
-    report, road = job.run(out and Path(out), resume, overwrite, stats and Path(stats), batch, progress)
+    road = job.road(out and Path(out), stats and Path(stats), batch, choose_device(device), progress)
+    report = job.run(road, resume, overwrite)
     if out:
         return bitwright.load(out), report
     from bitwright.loading import assemble
@@ -83,6 +85,13 @@ def text_windows(model: str | Path, source: str, samples: int, length: int, spli
     return windows(tokenizer, source, samples=samples, length=length, split=split, seed=seed)
 
 
+def choose_device(name: str) -> torch.device:
+    """`auto` is an accelerator if there is one. Raises BadRequest where the device is not there."""
+    from bitwright.kernels.devices import available
+
+    return available(name)
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """A request that has been checked: source, plan, data."""
@@ -108,33 +117,30 @@ class Job:
             raise BadRequest("The calibration tokens are not of this model's vocabulary; make them with its own tokenizer.")
         return cls(source, plan(source, wiring, recipe, strict), data)
 
-    def run(
-        self, out: Path | None, resume: bool, overwrite: bool, stats: Path | None, batch: int, progress: Progress
-    ) -> tuple[Report, Road]:
-        begun, blocks = time.perf_counter(), len(self.plan_blocks())
-        needs = self.plan.recipe.needs
+    def road(self, out: Path | None, stats: Path | None, batch: int, device: torch.device, progress: Progress) -> Road:
+        """The work, ready to begin. Raises BadRequest where it cannot."""
         fingerprint = self.source.fingerprint()
-        directory = Directory(out, blocks + 1, self.signature(fingerprint, batch, stats is not None)) if out else None
-        state = directory.begin(resume, overwrite) if directory else {}
+        signature = self.signature(fingerprint, batch, stats is not None)
+        directory = Directory(out, self.plan.blocks + 1, signature) if out else None
         store = Store(stats, fingerprint, self.data_name()) if stats else None
-        road = Road(self.source, self.plan, self.data, batch, progress, directory, store)
-        if needs and self.data is None and not road.stored(blocks):
+        road = Road(self.source, self.plan, self.data, batch, device, progress, directory, store)
+        if self.plan.recipe.needs and self.data is None and not road.stored:
             raise BadRequest(f"The recipe {self.plan.recipe.name!r} needs calibration data; give some with --data.")
+        return road
+
+    def run(self, road: Road, resume: bool, overwrite: bool) -> Report:
+        begun = time.perf_counter()
         for i, name in enumerate(self.source.shapes):  # NaN is refused now, not after hours
-            progress("checking weights", i, len(self.source.shapes))
             self.source.tensor(name)
+            road.progress("checking weights", i + 1, len(self.source.shapes))
+        state = road.directory.begin(resume, overwrite) if road.directory else {}
         with torch.no_grad():
             road.run(state)
-        report = self.report(road, time.perf_counter() - begun, fingerprint)
-        if directory:
+        report = self.report(road, time.perf_counter() - begun)
+        if road.directory:
             document = {"format": native.FORMAT, "recipe": self.plan.recipe.to_dict(), "report": report.to_dict()}
-            directory.finish(self.config(road), self.companions(), document)
-        return report, road
-
-    def plan_blocks(self) -> set[str]:
-        """Names of the blocks, as the tensors of the source have them."""
-        depth = self.plan.wiring.blocks.count(".") + 2
-        return {".".join(n.split(".")[:depth]) for n in self.source.shapes if n.startswith(f"{self.plan.wiring.blocks}.")}
+            road.directory.finish(self.config(road), self.companions(), document)
+        return report
 
     def data_name(self) -> str:
         return self.data.sha256 if self.data is not None else "no data"
@@ -169,7 +175,7 @@ class Job:
             p for p in self.source.root.iterdir() if p.name not in skip and (p.suffix in kinds or p.name.startswith("LICENSE"))
         )
 
-    def report(self, road: Road, seconds: float, fingerprint: str) -> Report:
+    def report(self, road: Road, seconds: float) -> Report:
         data, recipe = self.data, self.plan.recipe
         asked = {
             "model": self.source.name,
@@ -182,7 +188,7 @@ class Job:
             "inputs": "none" if not recipe.needs else "float (statistics store)" if road.store else "as compressed so far",
         }
         provenance = {
-            "model sha256": fingerprint,
+            "model sha256": self.source.fingerprint(),
             "bitwright": bitwright.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),

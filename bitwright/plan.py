@@ -47,6 +47,7 @@ class Plan:
     wiring: Wiring
     sites: Mapping[str, Planned]
     kept: Mapping[str, int]  # bytes of every tensor that is stored as it is
+    blocks: int
     tied: bool  # the output head reads the embedding
     block_bytes: int  # the largest block in fp32
     widths: int  # numbers one token keeps alive in a block
@@ -55,6 +56,16 @@ class Plan:
     def bytes(self) -> int:
         """Of all tensors that will be written."""
         return sum(p.bits for p in self.sites.values()) // 8 + sum(self.kept.values())
+
+    def within(self, size: int) -> Recipe:
+        """The recipe with the budget that makes all tensors together fit into `size` bytes."""
+        weights = sum(p.shape[0] * p.shape[1] for p in self.sites.values())
+        left = 8 * (size - sum(self.kept.values())) / weights
+        if left <= 1:
+            raise BadRequest(
+                f"{size:,} bytes are too few: what is kept as it is takes {sum(self.kept.values()):,} of them; raise the size or add --head."
+            )
+        return replace(self.recipe, budget=left)
 
     def peak(self, tokens: int) -> int:
         """Estimated peak resident bytes: libraries, one block in fp32, the activations of all rows in one block, moments."""
@@ -89,7 +100,7 @@ def plan(source: Checkpoint, wiring: Wiring, recipe: Recipe, strict: bool = Fals
     kept = {n: source.dtypes[n].itemsize * prod(shape) for n, shape in source.shapes.items() if n not in coded}
     inside = [4 * sum(x.numel() for x in (*block.parameters(), *block.buffers())) for block in blocks]
     widths = max(sum(s.shape[0] + s.shape[1] for s in sites(block).values()) for block in blocks)
-    return Plan(recipe, wiring, planned, kept, tied, max(inside), widths)
+    return Plan(recipe, wiring, planned, kept, len(blocks), tied, max(inside), widths)
 
 
 def plan_site(name: str, site: Site, recipe: Recipe | None, strict: bool) -> Planned | None:

@@ -93,6 +93,14 @@ class Report:
         kept = {f.name: value[f.name] for f in fields(cls)}
         return cls(**{**kept, "rows": tuple(map(Row.from_dict, value["rows"])), "notes": tuple(value["notes"])})
 
+    def write(self, directory: str | Path) -> None:
+        """Into the `bitwright.json` of a compressed directory, in place of the report that is there."""
+        path = Path(directory) / "bitwright.json"
+        document = json.loads(path.read_text()) | {"report": self.to_dict()}
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(document, indent=1))
+        partial.replace(path)
+
     @classmethod
     def read(cls, directory: str | Path) -> "Report":
         """From the `bitwright.json` of a compressed directory."""

@@ -8,6 +8,7 @@ Nothing turns back. Only one block holds weights at a time, and the rows are pus
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class Road:
     plan: Plan
     data: Windows | None
     batch: int
+    device: torch.device
     progress: Progress
     directory: Directory | None = None
     store: Store | None = None
@@ -54,7 +56,7 @@ class Road:
         blocks = self.plan.wiring.block_list(model)
         outer = {n: Site.of(n, model.get_submodule(n)) for n in self.plan.sites if not self.inside(n)}
         for name in (*self.plan.wiring.embed, *self.plan.wiring.norm):
-            fill(model.get_submodule(name), self.source, name)
+            fill(model.get_submodule(name), self.source, name, torch.device("cpu"))
         coded = {n: self.solve(site, Known(), None) for n, site in outer.items() if site and n in self.plan.wiring.embed}
         stream = self.start(model, blocks, state.get("done", 0))
         taps: list[Tap] = []
@@ -64,28 +66,30 @@ class Road:
         self.progress("compressing", len(blocks), len(blocks))
         for name, site in outer.items():
             if site is not None and name not in coded:
-                fill(site.module, self.source, name)
+                fill(site.module, self.source, name, self.device)
                 coded[name] = self.solve(site, self.after_blocks(model, stream), None)
         self.emit(len(blocks), coded, {n for n in self.plan.kept if not self.inside(n)})
 
     def start(self, model: Any, blocks: nn.ModuleList, done: int) -> list[Rows]:
         """The rows before block `done`: embedded, or as an interrupted run left them. None where no data is walked."""
-        if not self.plan.recipe.needs or self.data is None or self.stored(len(blocks)):
+        if not self.plan.recipe.needs or self.data is None or self.stored:
             return []
         stream = embed(model.base_model, blocks, self.data.ids, self.batch, self.double)
         if done and self.directory:
             left = self.directory.hidden(done)
             for k, r in enumerate(stream):
                 r.hidden, r.teacher = left[f"{k}.hidden"], left.get(f"{k}.teacher")
-        return stream
+        return [r.to(self.device) for r in stream]
 
     @property
     def double(self) -> bool:
         """Whether a statistic compares with the float teacher, which then walks along."""
         return "cross" in self.plan.recipe.needs
 
-    def stored(self, blocks: int) -> bool:
-        return self.store is not None and all(self.store.has(i, self.plan.recipe.needs) for i in range(blocks))
+    @cached_property
+    def stored(self) -> bool:
+        """Whether the store knows all there is to know, so that no data is read."""
+        return self.store is not None and all(self.store.has(i, self.plan.recipe.needs) for i in range(self.plan.blocks))
 
     def inside(self, name: str) -> bool:
         return name.startswith(f"{self.plan.wiring.blocks}.")
@@ -93,7 +97,7 @@ class Road:
     def block(self, block: nn.Module, i: int, stream: Sequence[Rows], like: Sequence[Tap]) -> list[Tap]:
         """One block, from its weights to its shard. Returns its taps, which the next block is expected to share."""
         prefix = f"{self.plan.wiring.blocks}.{i}."
-        fill(block, self.source, prefix[:-1])
+        fill(block, self.source, prefix[:-1], self.device)
         here = {n: s for n, s in sites(block, prefix).items() if n in self.plan.sites}
         taps, terms = self.taps(block, here, stream, i, like), {}
         for tap, known in self.visits(block, here, taps, stream, i):
@@ -141,13 +145,14 @@ class Road:
         for tap in taps:
             found = self.store.known(tap, needs) if self.store is not None and needs else Known()
             assert found is not None
+            found.values = {n: t.to(self.device) for n, t in found.values.items()}
             yield tap, found
 
     def after_blocks(self, model: Any, stream: Sequence[Rows]) -> Known:
         """Second moments of what the output head reads."""
         if not stream:
             return Known()
-        norm, gram = model.get_submodule(self.plan.wiring.norm[-1]), Gram(stream[0].hidden.shape[-1])
+        norm, gram = model.get_submodule(self.plan.wiring.norm[-1]).to(self.device), Gram(stream[0].hidden.shape[-1])
         for r in stream:
             gram.add(norm(r.hidden).flatten(0, -2))
         return Known({"gram": gram.value()})
@@ -176,7 +181,7 @@ class Road:
         self.metas[row.name] = list(metas)
 
     def emit(self, i: int, terms: Mapping[str, Terms], kept: set[str]) -> None:
-        tensors = flatten(terms) | {name: self.source.tensor(name) for name in sorted(kept)}
+        tensors = {n: t.cpu() for n, t in flatten(terms).items()} | {name: self.source.tensor(name) for name in sorted(kept)}
         if self.directory:
             self.directory.shard(i, tensors)
         else:
@@ -201,9 +206,9 @@ def measure(E: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"] | None) -> 
     return float(E.square().sum(dtype=torch.float64)) if H is None else objective(E, H)
 
 
-def fill(module: nn.Module, source: Checkpoint, name: str) -> None:
+def fill(module: nn.Module, source: Checkpoint, name: str, device: torch.device) -> None:
     """Give a module without weights its weights, fp32."""
-    tensors = {n: t.float() if t.is_floating_point() else t for n, t in source.below(name).items()}
+    tensors = {n: t.to(device, torch.float32 if t.is_floating_point() else t.dtype) for n, t in source.below(name).items()}
     wanted = {n for n, _ in module.named_parameters()}
     module.load_state_dict({n: t for n, t in tensors.items() if n in wanted}, strict=False, assign=True)
     for parameter in module.parameters():

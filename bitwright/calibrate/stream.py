@@ -36,6 +36,18 @@ class Rows:
     calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]  # per block: arguments after the hidden states, keyword arguments
     teacher: Tensor | None = None
 
+    def to(self, device: torch.device) -> "Rows":
+        return Rows(*(moved(part, device) for part in (self.hidden, self.calls, self.teacher)))
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Every tensor inside tuples, lists and dicts on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple | list):
+        return type(value)(moved(v, device) for v in value)
+    return {k: moved(v, device) for k, v in value.items()} if isinstance(value, dict) else value
+
 
 @dataclass(frozen=True)
 class Tap:

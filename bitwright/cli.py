@@ -1,0 +1,278 @@
+"""The command line. Every command is a thin layer over the library; heavy imports happen inside the command that needs them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bitwright import console, index
+from bitwright.errors import BadRequest
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Make neural networks small: fewer stored bits, the same behaviour, a report that does not flatter.",
+    epilog="Start with [b]bitwright demo[/b]. MODEL is a hub id, a Hugging Face directory, or [b]zoo:lm[/b] (ships inside).",
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, Hugging Face directory, or zoo:lm.")]
+Data = Annotated[str, typer.Option(help="Text: stdlib, a file, a directory, or hub:name:config:split:column.")]
+Samples = Annotated[int, typer.Option(min=1, help="Calibration windows.")]
+Length = Annotated[int, typer.Option(min=2, help="Tokens in a window.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where the small model and its report go.")] = Path("demo-out"),
+    bits: Annotated[int, typer.Option(min=1, max=8, help="Bits per code.")] = 4,
+) -> None:
+    """The main job on the built-in model: compress zoo:lm, measure it, end with the table and the page. Minutes on two cores."""
+    compress("zoo:lm", out, recipe="best", bits=bits, group=64, overwrite=True, judge=True)
+
+
+@app.command()
+def compress(
+    model: Model,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Directory to write.")],
+    recipe: Annotated[str, typer.Option(help="A name (see `bitwright list recipes`) or a .toml or .json file.")] = "best",
+    bits: Annotated[int | None, typer.Option(min=1, max=8, help="Bits per code, scales not counted.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Stored bits per weight of the linears, everything counted.")] = None,
+    size: Annotated[str | None, typer.Option(help="Size of all tensors on disk, such as 12MB or 3.5GiB.")] = None,
+    group: Annotated[int | None, typer.Option(help="Weights that share a scale; 0: the whole row.")] = None,
+    option: Annotated[list[str] | None, typer.Option("--set", help="An option of the recipe, as name=value.")] = None,
+    data: Data = "stdlib",
+    samples: Samples = 128,
+    length: Length = 512,
+    ignore: Annotated[list[str] | None, typer.Option(help="Leave these layers as they are: a name, or re:REGEX.")] = None,
+    head: Annotated[bool, typer.Option("--head", help="Also compress the embedding and the output head.")] = False,
+    stats: Annotated[Path | None, typer.Option(help="Folder of stored statistics: filled once, read by later runs.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Calibration rows per forward pass.")] = 4,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    to: Annotated[str, typer.Option("--format", help="Format to write; native is the only one yet.")] = "native",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with unfinished work in OUT.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse a layer that the groups do not divide.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written and needed; write nothing.")] = False,
+    judge: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Measure the result against MODEL.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compress MODEL into OUT, block by block, and report what it costs."""
+    from bitwright.checkpoint import size_in_bytes
+    from bitwright.job import Job, text_windows
+    from bitwright.job import compress as run
+
+    if to != "native":
+        raise BadRequest(f"The format {to!r} is not written yet; leave --format out to write the native one.")
+    chosen = choose(recipe, bits, group, option or [], ignore or [], head, budget)
+    if size is not None:
+        chosen = Job.of(model, chosen, None, strict=strict).plan.within(size_in_bytes(size))
+    job = Job.of(model, chosen, None, strict=strict)
+    if dry_run:
+        return show_plan(job, samples * length, as_json)
+    needs = job.plan.recipe.needs
+    text = text_windows(model, data, samples, length, "calibration") if needs else None
+    with console.progress() as bar:
+        _, report = run(
+            model, chosen, text, out=out, resume=resume, overwrite=overwrite, strict=strict, stats=stats,
+            batch=batch, device=device, progress=bar,
+        )  # fmt: skip
+    finish(out, report, model if judge else None, as_json)
+
+
+def choose(
+    recipe: str, bits: int | None, group: int | None, options: list[str], ignore: list[str], head: bool, budget: float | None
+) -> Any:
+    """The recipe that the options describe. Raises BadRequest where it does not know one of them."""
+    import inspect
+    from dataclasses import replace
+
+    from bitwright import recipes
+    from bitwright.recipe import Recipe, Rule
+
+    rules = tuple(Rule(name, ignore=True) for name in ignore)
+    if recipe.endswith((".toml", ".json")):
+        if bits is not None or group is not None or options:
+            raise BadRequest("A recipe file says its own bits and groups; leave out --bits, --group and --set, or edit the file.")
+        if not Path(recipe).is_file():
+            raise BadRequest(f"There is no recipe file {recipe}; `bitwright list recipes` shows the built-in ones.")
+        found = Recipe.read(recipe)
+    else:
+        make = recipes.get(recipe)
+        known = inspect.signature(make).parameters
+        wanted: dict[str, Any] = {k: v for k, v in (("bits", bits), ("group", group)) if v is not None}
+        for pair in options:
+            name, _, text = pair.partition("=")
+            wanted[name] = {"true": True, "false": False}.get(text.lower(), number(text))
+        for name in wanted:
+            if name not in known:
+                raise BadRequest(f"The recipe {recipe!r} has no option {name!r}; it has {', '.join(known)}.")
+        found = make(**{k: None if k == "group" and v == 0 else v for k, v in wanted.items()})
+    return replace(found, rules=rules + found.rules, head=head or found.head, budget=budget or found.budget)
+
+
+def number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def show_plan(job: Any, tokens: int, as_json: bool) -> None:
+    plan, weights = job.plan, sum(p.shape[0] * p.shape[1] for p in job.plan.sites.values())
+    found = {
+        "bytes": plan.bytes,
+        "bpw_linears": sum(p.bits for p in plan.sites.values()) / weights,
+        "peak_bytes": plan.peak(tokens if plan.recipe.needs else 0),
+        "matrices": len(plan.sites),
+        "fallbacks": {name: p.note for name, p in plan.sites.items() if p.note},
+    }
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    console.out.print(
+        f"Would write {found['bytes']:,} bytes: {found['matrices']} matrices at {found['bpw_linears']:.3f} bits per weight, "
+        f"{sum(plan.kept.values()):,} bytes kept as they are. Peak memory about {found['peak_bytes'] / 2**20:,.0f} MiB."
+    )
+    for name, note in found["fallbacks"].items():
+        console.out.print(f"  {name}: {note}")
+
+
+def finish(out: Path, report: Any, model: str | None, as_json: bool) -> None:
+    """Measure if asked, write the report page beside the weights, print the table."""
+    if model is not None:
+        report = report.with_scores(measure(str(out), model, "stdlib", 96, 512).to_json())
+        report.write(out)
+    from bitwright import page, table
+
+    (out / "report.html").write_text(page.render(report))
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=1))
+        return
+    table.show(report, console.out)
+    console.out.print(f"\nModel:  {out}\nReport: {out / 'report.html'}")
+
+
+def measure(model: str, against: str | None, data: str, samples: int, length: int) -> Any:
+    from transformers import AutoTokenizer
+
+    from bitwright.checkpoint import locate
+    from bitwright.evaluation import Baseline, evaluate
+    from bitwright.job import text_windows
+    from bitwright.loading import load
+
+    tokenizer = AutoTokenizer.from_pretrained(locate(against or model))
+    text = text_windows(against or model, data, samples, length, "evaluation")
+    with console.progress() as bar:
+        base = Baseline.of(load(locate(against)), text, tokenizer, progress=bar) if against else None
+        return evaluate(load(locate(model)), base, text, tokenizer, progress=bar)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    against: Annotated[str | None, typer.Option(help="The model it was made from: gives KL, flips, noise floor.")] = None,
+    data: Data = "stdlib",
+    samples: Samples = 96,
+    length: Length = 512,
+    file: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
+) -> None:
+    """Perplexity of MODEL; with --against, KL with tails, flips, intervals and the noise floor."""
+    from bitwright import page, table
+    from bitwright.report import Report
+
+    scores = measure(model, against, data, samples, length).to_json()
+    if file is not None:
+        file.write_text(json.dumps(scores, indent=1))
+    if (Path(model) / "bitwright.json").is_file():
+        report = Report.read(model).with_scores(scores)
+        report.write(Path(model))
+        (Path(model) / "report.html").write_text(page.render(report))
+        table.show(report, console.out)
+        console.out.print(f"\nReport: {Path(model) / 'report.html'}")
+        return
+    table.scores(scores, console.out)
+
+
+@app.command()
+def compare(
+    model: Model,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Directory for the small models and the table.")],
+    recipes: Annotated[str, typer.Option(help="Names, separated by commas.")] = "rtn,gptq,best",
+    bits: Annotated[str, typer.Option(help="Bits per code, separated by commas.")] = "2,3,4",
+    group: Annotated[int | None, typer.Option(help="Weights that share a scale; 0: the whole row.")] = 64,
+    data: Data = "stdlib",
+    samples: Samples = 128,
+    length: Length = 512,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+) -> None:
+    """Several recipes on one model: one table, by stored bits."""
+    from transformers import AutoTokenizer
+
+    from bitwright import page, table
+    from bitwright.checkpoint import locate
+    from bitwright.evaluation import Baseline
+    from bitwright.evaluation import evaluate as score
+    from bitwright.job import compress as run
+    from bitwright.job import text_windows
+    from bitwright.loading import load
+
+    widths = [number(b) for b in bits.split(",")]
+    chosen = {f"{r}-{b}": choose(r, int(b), group, [], [], False, None) for r in recipes.split(",") for b in widths}
+    text = text_windows(model, data, samples, length, "calibration")
+    judge = text_windows(model, data, 96, length, "evaluation")
+    reports = []
+    with console.progress() as bar:
+        tokenizer = AutoTokenizer.from_pretrained(locate(model))
+        base = Baseline.of(load(locate(model)), judge, tokenizer, progress=bar)
+        for name, recipe in chosen.items():
+            small, report = run(model, recipe, text, out=out / name, overwrite=overwrite, progress=bar)
+            report = report.with_scores(score(small, base).to_json())
+            report.write(out / name)
+            (out / name / "report.html").write_text(page.render(report))
+            reports.append(report)
+    table.compare(reports, console.out)
+    (out / "compare.json").write_text(json.dumps([r.to_dict() for r in reports], indent=1))
+
+
+@app.command()
+def inspect(directory: Annotated[Path, typer.Argument(help="A compressed directory.")], as_json: Json = False) -> None:
+    """The ledger: every tensor of a compressed directory, its type, shape and bytes, and that they add up."""
+    from bitwright import table
+    from bitwright.ledger import ledger
+
+    found = ledger(directory)
+    if as_json:
+        print(json.dumps([entry.__dict__ for entry in found], indent=1))
+    else:
+        table.ledger(found, console.out)
+
+
+@app.command(name="list")
+def list_parts(room: Annotated[str, typer.Argument(help="recipes, grids, rounding, ... (empty: the rooms)")] = "") -> None:
+    """What there is: recipes, grids, fits, roundings, corrections, allocations."""
+    rooms = {"recipes": index.RECIPES, **index.PARTS}
+    if room and room not in rooms:
+        raise BadRequest(f"There is no room {room!r}; choose one of {', '.join(rooms)}.")
+    if not room:
+        for name, parts in rooms.items():
+            console.out.print(f"{name:12} {', '.join(parts)}")
+        return
+    for name, path in rooms[room].items():
+        module = sys.modules.get(path.split(":")[0]) or __import__(path.split(":")[0], fromlist=["_"])
+        first = (module.__doc__ or "").strip().split("\n\n")[0]
+        console.out.print(f"[b]{name}[/b]\n  {' '.join(first.split())}", soft_wrap=False)
+
+
+def main() -> None:
+    sys.exit(console.ends(lambda: app(standalone_mode=False)))
+
+
+if __name__ == "__main__":
+    main()

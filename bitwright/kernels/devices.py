@@ -1,0 +1,19 @@
+"""Which devices there are: the one place that asks."""
+
+import torch
+
+from bitwright.errors import BadRequest
+
+
+def available(name: str) -> torch.device:
+    """`auto`, `cpu` or the name of an accelerator. Raises BadRequest where it is not there."""
+    present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto":
+        return present or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadRequest(f"There is no kind of device called {name!r}; use auto, cpu or cuda.") from None
+    if device.type != "cpu" and (present is None or present.type != device.type):
+        raise BadRequest(f"The device {name!r} is not available here; use --device cpu, or install torch for it.")
+    return device
