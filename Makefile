@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/bitwright demo
 
 test: $(STAMP)-dev
-	$(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 acceptance: $(STAMP)-dev
 	$(BIN)/pytest -m acceptance

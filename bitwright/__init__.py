@@ -24,7 +24,7 @@ _PUBLIC = {
     "Rule": "bitwright.recipe:Rule",
     "calibration": "bitwright.job:calibration",
     "compress": "bitwright.job:compress",
-    "evaluate": "bitwright.evaluate:evaluate",
+    "evaluate": "bitwright.evaluation:evaluate",
     "load": "bitwright.loading:load",
     "recipes": "bitwright.recipes",
     "windows": "bitwright.calibrate.data:windows",

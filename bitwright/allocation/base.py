@@ -6,7 +6,7 @@ Units are what an engine loads together. Prices are stored bits from the exporte
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,6 +16,7 @@ Probe = Callable[[Int[Tensor, "u"]], Float[Tensor, "u"]]  # compress by these ch
 Price = Callable[[Int[Tensor, "u"]], int]  # stored bits of these choices
 
 
+@runtime_checkable
 class Allocation(Protocol):
     def __call__(self, menus: Sequence[Menu], probe: Probe, price: Price, budget: int) -> Int[Tensor, "u"]:
         """A choice for every unit. Raises BadRequest with the reachable minimum where the budget is below it."""

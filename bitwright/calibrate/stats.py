@@ -8,13 +8,14 @@ Sums are fp32 on the real tokens; the mean is taken at the end, so that errors r
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class Stat(Protocol):
     """A sum over tokens that merges. `teacher`: whether it also needs the float lane's inputs."""
 

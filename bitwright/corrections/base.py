@@ -2,7 +2,7 @@
 (outliers); otherwise added for the error that is left (low rank)."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,6 +11,7 @@ from bitwright.calibrate.stats import Known
 from bitwright.terms.base import Json, Terms
 
 
+@runtime_checkable
 class Correction(Protocol):
     before: bool
 

@@ -29,7 +29,7 @@ class Lorc:
 
     rank: int = 8
     whiten: bool = True
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     before = False
 
     @property
@@ -42,13 +42,18 @@ class Lorc:
             return ()
         L = known.once("root", lambda: root(known.gram)) if self.whiten else None
         P, S, Q = leading(E if L is None else E @ L, rank)
-        A = (P * S.sqrt()).to(dtype)
-        B = Q.T * S.sqrt()[:, None]
+        A, B = P * S.sqrt(), Q.T * S.sqrt()[:, None]
         if L is not None:
             B = torch.linalg.solve_triangular(L, B, upper=False, left=False)
-        if dtype != torch.float32:  # best partner of the stored A; the same for every H, since A's columns span the answer
-            B = torch.linalg.lstsq(A.float(), E - A.float() @ B).solution + B
-        return (LowRank(A, B.to(dtype)),)
+        first = LowRank.of(A, B, dtype)
+        if dtype == torch.float32:
+            return (first,)
+        A = first.a.float()  # as stored (int8: up to the scales, which go into B): its best partner is the same for every H
+        B = torch.linalg.lstsq(A, E).solution
+        if first.scale is None:
+            return (LowRank(first.a, B.to(dtype)),)
+        second = LowRank.of(A, B, dtype)
+        return (second,)
 
     def metas(self, shape: tuple[int, int]) -> tuple[Mapping[str, Json], ...]:
         rank = min(self.rank, *shape)

@@ -7,7 +7,7 @@ precision of its input, which is how the fp64 reference of the tests shares this
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -25,6 +25,7 @@ class Leaf:
     levels: int = 0
 
 
+@runtime_checkable
 class Grid(Protocol):
     """K points in R^width. `levels` is the exact number of storable codes, zero included."""
 

@@ -1,4 +1,5 @@
-"""Fits: where a group's points are placed. A grid offers `place(x, keep)`: parameters for the range shrunk to a share `keep`.
+"""Fits: where a group's points are placed. A grid offers `extent(x)`, the range of a group, and `place(extent, keep)`, the
+parameters for that range shrunk to a share `keep`.
 
     absmax    keep = 1: the range reaches the largest weight
     mse       keep* = argmin over keep in {1, .99, .98, ..., .21} of  sum |x^ - x|^exponent       (card: baselines, section 0)
@@ -11,7 +12,7 @@ Exponent 2.4 is GPTQ's; 2 is plain squared error.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,14 +23,17 @@ from bitwright.grids.base import Params, weighted
 CHUNK = 1 << 18  # numbers worked on at a time: the search stays in the cache
 
 
+@runtime_checkable
 class Placeable(Protocol):
     """What a fit needs of a grid."""
 
-    def place(self, x: Float[Tensor, "g n"], keep: float) -> Params: ...
-    def encode(self, x: Float[Tensor, "g n"], p: Params) -> Tensor: ...
-    def decode(self, c: Tensor, p: Params) -> Tensor: ...
+    def extent(self, x: Float[Tensor, "g n"]) -> Float[Tensor, "g e"]: ...
+    def place(self, extent: Float[Tensor, "g e"], keep: float) -> Params: ...
+    def miss(self, x: Float[Tensor, "g n"], p: Params, out: Float[Tensor, "g n"]) -> Float[Tensor, "g n"]:
+        """decode(encode(x)) - x, written into `out`: the search makes no other large tensor."""
 
 
+@runtime_checkable
 class Fit(Protocol):
     @property
     def needs(self) -> tuple[str, ...]: ...
@@ -44,7 +48,7 @@ class AbsMax:
     needs = ()
 
     def __call__(self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None) -> Params:
-        return grid.place(x, 1.0)
+        return grid.place(grid.extent(x), 1.0)
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,12 @@ def search(
     """The best of the shrunk ranges for each group; the widest among equals."""
     parts = []
     for rows in chunks(x):
-        best, least = grid.place(x[rows], 1.0), x.new_full((len(x[rows]),), torch.inf)
+        part, out = x[rows], torch.empty_like(x[rows])
+        extent, least = grid.extent(part), x.new_full((len(part),), torch.inf)
+        best = grid.place(extent, 1.0)
         for i in range(int(shrink * steps)):
-            p = grid.place(x[rows], 1 - i / steps)
-            gap = (grid.decode(grid.encode(x[rows], p), p) - x[rows]).abs_()
+            p = grid.place(extent, 1 - i / steps)
+            gap = grid.miss(part, p, out).abs_()
             loss = gap.square_() if exponent == 2 else gap.pow_(exponent)
             error = (loss if price is None else loss.mul_(price[rows])).sum(1)
             better = error < least

@@ -42,16 +42,20 @@ class Integer:
     def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None) -> Params:
         return self.by(self, x, weight)
 
-    def place(self, x: Float[Tensor, "g n"], keep: float) -> Params:
-        low, high = x.amin(1, keepdim=True).clamp_max(0) * keep, x.amax(1, keepdim=True).clamp_min(0) * keep
+    def extent(self, x: Float[Tensor, "g n"]) -> Float[Tensor, "g 2"]:
+        low, high = x.amin(1).clamp_max(0), x.amax(1).clamp_min(0)
         if self.symmetric:
             high = torch.maximum(high, -low)
             low = -high
+        return torch.stack([low, high], 1)
+
+    def place(self, extent: Float[Tensor, "g 2"], keep: float) -> Params:
+        low, high = (extent * keep).split(1, 1)
         empty = (low == 0) & (high == 0)
         scale = self.scale.store(torch.where(empty, 2.0, high - low) / (self.levels - 1))
         if self.symmetric:
             return {"scale": scale}
-        zero = torch.round(torch.where(empty, 1.0, -low) / self.scale.read(scale).to(x.dtype))
+        zero = torch.round(torch.where(empty, 1.0, -low) / self.scale.read(scale).to(low.dtype))
         return {"scale": scale, "zero": zero.clamp(0, self.levels - 1).to(small(self.levels))}
 
     def encode(self, x: Float[Tensor, "g n"], p: Params) -> Int[Tensor, "g n"]:
@@ -61,6 +65,11 @@ class Integer:
     def decode(self, c: Int[Tensor, "g n"], p: Params) -> Float[Tensor, "g n"]:
         scale, zero = self.affine(p)
         return scale * (c.float() - zero)
+
+    def miss(self, x: Float[Tensor, "g n"], p: Params, out: Float[Tensor, "g n"]) -> Float[Tensor, "g n"]:
+        scale, zero = (v.to(x.dtype) if isinstance(v, Tensor) else v for v in self.affine(p))
+        torch.div(x, scale, out=out).round_().add_(zero).clamp_(0, self.levels - 1)
+        return out.sub_(zero).mul_(scale).sub_(x)
 
     def refit(
         self, x: Float[Tensor, "g n"], c: Int[Tensor, "g n"], p: Params, weight: Float[Tensor, "g n"] | None = None

@@ -1,7 +1,7 @@
 """Codecs of scales: how a group's scale is stored. `store` rounds to what will be on disk, `read` gives the number back."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float as Floats
@@ -9,6 +9,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 
+@runtime_checkable
 class Scale(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...

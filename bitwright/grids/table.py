@@ -72,11 +72,16 @@ class Table:
     def loss(self, x: Float[Tensor, "g n"], p: Params, weight: Float[Tensor, "g n"] | None) -> Float[Tensor, "g"]:
         return ((self.decode(self.encode(x, p), p) - x).square() * weighted(x, weight)).sum(1)
 
-    def place(self, x: Float[Tensor, "g n"], keep: float) -> Params:
+    def extent(self, x: Float[Tensor, "g n"]) -> Float[Tensor, "g 1"]:
         length = x.view(len(x), -1, self.width).norm(dim=2) if self.width > 1 else x.abs()
-        top = length.amax(1, keepdim=True)
+        return length.amax(1, keepdim=True)
+
+    def place(self, extent: Float[Tensor, "g 1"], keep: float) -> Params:
         reach = max(sum(v * v for v in point) ** 0.5 for point in TABLES[self.table])
-        return {"scale": self.scale.store(torch.where(top > 0, top * keep, 1.0) / reach)}
+        return {"scale": self.scale.store(torch.where(extent > 0, extent * keep, 1.0) / reach)}
+
+    def miss(self, x: Float[Tensor, "g n"], p: Params, out: Float[Tensor, "g n"]) -> Float[Tensor, "g n"]:
+        return torch.sub(self.decode(self.encode(x, p), p), x, out=out)
 
     def encode(self, x: Float[Tensor, "g n"], p: Params) -> Int[Tensor, "g m"]:
         points = self.scale.read(p["scale"])[..., None] * self.unit(x.device)

@@ -5,7 +5,7 @@ ignores it. Rows are independent in every objective of this room, so matrices th
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,6 +15,7 @@ from bitwright.coder import Band, Coder
 from bitwright.terms.base import Json, Terms
 
 
+@runtime_checkable
 class Rounding(Protocol):
     """Scope: one matrix."""
 

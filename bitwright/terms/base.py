@@ -7,7 +7,7 @@ empty modules and the written file cannot disagree.
 
 from collections.abc import Mapping
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ Json = Any
 Spec = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
+@runtime_checkable
 class Term(Protocol):
     """A summand of a compressed matrix."""
 

@@ -63,7 +63,11 @@ def unpack(data: UInt8[Tensor, "rows bytes"], levels: int, count: int) -> Int[Te
         table = digit_table(levels, digits).to(data.device)
         return table[data.int()].view(rows, -1)[:, :count].contiguous()
     shifts = torch.arange(0, 8 * size, 8, device=data.device)
-    value = (data.view(rows, -1, size).long() << shifts).sum(-1, keepdim=True)
+    wide = torch.int32 if size <= 3 else torch.int64
+    value = (data.view(rows, -1, size).to(wide) << shifts.to(wide)).sum(-1, keepdim=True, dtype=wide)
+    if (bits := levels.bit_length() - 1) * digits == 8 * size:
+        fields = torch.arange(0, 8 * size, bits, device=data.device).to(wide)
+        return ((value >> fields) & (levels - 1)).to(small).view(rows, -1)[:, :count].contiguous()
     powers = torch.tensor([levels**i for i in range(digits)], device=data.device)
     return (value // powers % levels).to(small).view(rows, -1)[:, :count].contiguous()
 
