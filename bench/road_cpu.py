@@ -68,7 +68,10 @@ def main() -> None:
     save_file({"input_ids": bitwright.calibration("zoo:lm", samples=ROWS, length=LENGTH).ids.long()}, tokens)
     commands = {f"ours {r}": (ours(tokens, work / f"ours-{r}", r), work / f"ours-{r}") for r in ("gptq", "best")}
     for dtype in args.dtypes.split(","):
-        commands[f"llm-compressor {dtype}"] = (peer(args.peer, zoo.path("lm"), tokens, work / f"peer-{dtype}", dtype), work / f"peer-{dtype}")
+        commands[f"llm-compressor {dtype}"] = (
+            peer(args.peer, zoo.path("lm"), tokens, work / f"peer-{dtype}", dtype),
+            work / f"peer-{dtype}",
+        )
     for command, out in commands.values():  # warm-up: caches of compiled code and of files
         timed(command, out)
     seconds: dict[str, list[float]] = {name: [] for name in commands}
@@ -101,7 +104,18 @@ def main() -> None:
     where = HERE / "results" / f"road_cpu-{datetime.date.today()}.json"
     where.parent.mkdir(exist_ok=True)
     details = {n: json.loads(Path(f"{o}.json").read_text()) for n, (_, o) in commands.items() if n.startswith("llm")}
-    where.write_text(json.dumps({"claim": __doc__.split("\n\n")[0], "against": fastest, "holds": holds, "results": results, "peer": details}, indent=1))
+    where.write_text(
+        json.dumps(
+            {
+                "claim": __doc__.split("\n\n")[0],
+                "against": fastest,
+                "holds": holds,
+                "results": results,
+                "peer": details,
+            },
+            indent=1,
+        )
+    )
     shutil.rmtree(work)
 
 

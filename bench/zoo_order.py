@@ -73,7 +73,9 @@ def main() -> None:
         below(f"best < gptq at {bits} bits", found["best"], found["gptq"], outside)
         below(f"gptq < rtn(mse) at {bits} bits", found["gptq"], found["rtn(mse)"], outside)
         below(f"rtn(mse) <= rtn(absmax) at {bits} bits", found["rtn(mse)"], found["rtn(absmax)"], outside)
-    plain, better = (measure(f"ptqtp + {n}", recipes.ptqtp(2, 64, r)) for n, r in (("nearest", recipes.rtn().rounding), ("gptq", GPTQ())))
+    plain, better = (
+        measure(f"ptqtp + {n}", recipes.ptqtp(2, 64, r)) for n, r in (("nearest", recipes.rtn().rounding), ("gptq", GPTQ()))
+    )
     below("ptqtp + gptq < ptqtp + nearest", better, plain, True)
     if args.all:
         for bits in (4, 3, 2):
@@ -86,7 +88,12 @@ def main() -> None:
     print(f"floor: KL {base.floor.kl:.6f}   the claim {'holds' if holds else 'DOES NOT HOLD'}")
     where = Path(__file__).parent / "results" / f"zoo_order-{datetime.date.today()}.json"
     where.parent.mkdir(exist_ok=True)
-    machine = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine(), "threads": torch.get_num_threads()}
+    machine = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
     where.write_text(json.dumps({"claim": __doc__.split("\n\n")[0], "holds": holds, "floor": base.floor.kl, "machine": machine,
                                  "samples": args.samples, "judge": args.judge, "results": results}, indent=1))  # fmt: skip
 

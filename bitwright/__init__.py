@@ -29,7 +29,7 @@ _PUBLIC = {
     "recipes": "bitwright.recipes",
     "windows": "bitwright.calibrate.data:windows",
 }
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

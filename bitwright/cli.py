@@ -85,7 +85,13 @@ def compress(
 
 
 def choose(
-    recipe: str, bits: int | None, group: int | None, options: list[str], ignore: list[str], head: bool, budget: float | None
+    recipe: str,
+    bits: int | None,
+    group: int | None,
+    options: list[str],
+    ignore: list[str],
+    head: bool,
+    budget: float | None,
 ) -> Any:
     """The recipe that the options describe. Raises BadRequest where it does not know one of them."""
     import inspect
@@ -255,7 +261,9 @@ def inspect(directory: Annotated[Path, typer.Argument(help="A compressed directo
 
 
 @app.command(name="list")
-def list_parts(room: Annotated[str, typer.Argument(help="recipes, grids, rounding, ... (empty: the rooms)")] = "") -> None:
+def list_parts(
+    room: Annotated[str, typer.Argument(help="recipes, grids, rounding, ... (empty: the rooms)")] = "",
+) -> None:
     """What there is: recipes, grids, fits, roundings, corrections, allocations."""
     rooms = {"recipes": index.RECIPES, **index.PARTS}
     if room and room not in rooms:
@@ -271,7 +279,7 @@ def list_parts(room: Annotated[str, typer.Argument(help="recipes, grids, roundin
 
 
 def main() -> None:
-    sys.exit(console.ends(lambda: app(standalone_mode=False)))
+    sys.exit(console.ends(app))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright.grids.base import Grid, Params, gather
@@ -25,7 +26,7 @@ class Band:
 
     grid: Grid
     layout: Layout
-    columns: Int[Tensor, "k"] | None = None
+    columns: Ints[Tensor, "k"] | None = None
 
     def take(self, W: Float[Tensor, "out inp"]) -> Float[Tensor, "out k"]:
         return W if self.columns is None else W[:, self.columns]
@@ -51,16 +52,12 @@ class Coder:
     weight: Float[Tensor, "inp"] | None = None
 
     @classmethod
-    def fit(
-        cls, W: Float[Tensor, "out inp"], bands: Sequence[Band], weight: Float[Tensor, "inp"] | None = None
-    ) -> "Coder":
+    def fit(cls, W: Float[Tensor, "out inp"], bands: Sequence[Band], weight: Float[Tensor, "inp"] | None = None) -> "Coder":
         """Place the points of every group of every band. Raises ValueError where a band is illegal on this matrix."""
         for band in bands:
             if why := band.legal(tuple(W.shape)):
                 raise ValueError(why)
-        params = tuple(
-            band.grid.fit(band.layout.split(band.take(W)), prices(band, W, weight)) for band in bands
-        )
+        params = tuple(band.grid.fit(band.layout.split(band.take(W)), prices(band, W, weight)) for band in bands)
         return cls(tuple(W.shape), tuple(bands), params, weight)
 
     def again(self, W: Float[Tensor, "out inp"]) -> "Coder":
@@ -68,7 +65,7 @@ class Coder:
         return Coder.fit(W, self.bands, self.weight)
 
     @cached_property
-    def home(self) -> tuple[Int[Tensor, "inp"], Int[Tensor, "inp"]]:
+    def home(self) -> tuple[Ints[Tensor, "inp"], Ints[Tensor, "inp"]]:
         """Of every input column: its band, and its place in the band."""
         band, place = torch.full((self.shape[1],), -1), torch.zeros(self.shape[1], dtype=torch.long)
         for i, b in enumerate(self.bands):
@@ -78,7 +75,7 @@ class Coder:
             raise ValueError("the bands leave input columns uncoded")
         return band, place
 
-    def steps(self) -> list[Int[Tensor, "v"]]:
+    def steps(self) -> list[Ints[Tensor, "v"]]:
         """Columns that move together, in the order of the bands: single columns, or the width of a grid of vectors."""
         found: list[Tensor] = []
         for b in self.bands:
@@ -86,13 +83,13 @@ class Coder:
             found.extend(columns.view(-1, b.grid.width))
         return found
 
-    def snap(self, x: Float[Tensor, "out v"], cols: Int[Tensor, "v"]) -> Float[Tensor, "out v"]:
+    def snap(self, x: Float[Tensor, "out v"], cols: Ints[Tensor, "v"]) -> Float[Tensor, "out v"]:
         """Nearest storable values for the columns of one step."""
         b, groups = self.groups(cols)
         grid, p = self.bands[b].grid, gather(self.params[b], groups.to(x.device))
         return grid.decode(grid.encode(x, p), p).to(x.dtype)
 
-    def groups(self, cols: Int[Tensor, "v"]) -> tuple[int, Int[Tensor, "out"]]:
+    def groups(self, cols: Ints[Tensor, "v"]) -> tuple[int, Ints[Tensor, "out"]]:
         """Band of a step, and for every row the group that its columns belong to."""
         band, place = self.home
         b, at = int(band[cols[0]]), int(place[cols[0]])
@@ -104,7 +101,7 @@ class Coder:
         columns = self.bands[b].columns
         return self.shape[0], self.shape[1] if columns is None else len(columns)
 
-    def refit(self, W: Float[Tensor, "out inp"], cols: Int[Tensor, "v"]) -> "Coder":
+    def refit(self, W: Float[Tensor, "out inp"], cols: Ints[Tensor, "v"]) -> "Coder":
         """Fit the groups that these columns belong to afresh, to `W` as it is now."""
         b, groups = self.groups(cols)
         band, place = self.home
@@ -130,9 +127,7 @@ class Coder:
         return tuple(found)
 
 
-def prices(
-    band: Band, W: Float[Tensor, "out inp"], weight: Float[Tensor, "inp"] | None
-) -> Float[Tensor, "g n"] | None:
+def prices(band: Band, W: Float[Tensor, "out inp"], weight: Float[Tensor, "inp"] | None) -> Float[Tensor, "g n"] | None:
     """The weight of each input spread over the groups of a band; None where the grid does not ask."""
     if weight is None or not band.grid.needs:
         return None
@@ -141,6 +136,4 @@ def prices(
 
 def metas(shape: tuple[int, int], bands: Sequence[Band]) -> tuple[dict, ...]:
     """What the coded terms of these bands will be, before any weight is read: the ledger of a dry run."""
-    return tuple(
-        coded_meta(shape, b.grid, b.layout, None if b.columns is None else len(b.columns)) for b in bands
-    )
+    return tuple(coded_meta(shape, b.grid, b.layout, None if b.columns is None else len(b.columns)) for b in bands)

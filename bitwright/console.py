@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bitwright.errors import BadRequest, BrokenPromise
 
 err = Console(stderr=True, soft_wrap=True, highlight=False)
+INTERRUPTED = 130
 out = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
 
 
@@ -29,7 +30,13 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 
         yield line
         return
-    columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=err) as bars:
         tasks: dict[str, Any] = {}
 
@@ -41,7 +48,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         yield bar
 
 
-def ends(command: Callable[[], None]) -> int:
+def ends(command: Callable[[], Any]) -> int:
     """Run a command; its exit code. 0 done, 2 bad request or interrupted, 3 broken promise; a fault of ours is a traceback."""
     try:
         command()
@@ -51,10 +58,15 @@ def ends(command: Callable[[], None]) -> int:
     except BrokenPromise as error:
         err.print(f"[red]broken promise:[/red] {plain(error)}")
         return 3
+    except SystemExit as done:  # typer ends this way, with 130 where it was interrupted
+        if done.code != INTERRUPTED:
+            return int(done.code or 0)
     except KeyboardInterrupt:
-        err.print("Interrupted. Finished blocks are kept: the same command with --resume goes on from there.")
-        return 2
-    return 0
+        pass
+    else:
+        return 0
+    err.print("Interrupted. Finished blocks are kept: the same command with --resume goes on from there.")
+    return 2
 
 
 def plain(error: Exception) -> str:

@@ -102,7 +102,12 @@ class Job:
 
     @classmethod
     def of(
-        cls, model: str | Path | nn.Module, recipe: Recipe, data: Windows | None, wiring: Wiring | None = None, strict: bool = False
+        cls,
+        model: str | Path | nn.Module,
+        recipe: Recipe,
+        data: Windows | None,
+        wiring: Wiring | None = None,
+        strict: bool = False,
     ) -> "Job":
         source = open_checkpoint(model)
         if wiring is None:
@@ -184,7 +189,13 @@ class Job:
             "layout": index.to_dict(recipe.layout),
             "calibration": None
             if data is None
-            else {"name": data.name, "sha256": data.sha256, "rows": len(data.ids), "length": data.ids.shape[1], "seed": data.seed},
+            else {
+                "name": data.name,
+                "sha256": data.sha256,
+                "rows": len(data.ids),
+                "length": data.ids.shape[1],
+                "seed": data.seed,
+            },
             "inputs": "none" if not recipe.needs else "float (statistics store)" if road.store else "as compressed so far",
         }
         provenance = {

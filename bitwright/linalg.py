@@ -27,9 +27,7 @@ def damped(H: Float[Tensor, "inp inp"], share: float) -> Float[Tensor, "inp inp"
     return H + torch.diag(torch.where(dead_inputs(H), 1.0, share * diagonal.mean()))
 
 
-def inverse_factor(
-    H: Float[Tensor, "inp inp"], share: float, note: Callable[[str], None]
-) -> Float[Tensor, "inp inp"]:
+def inverse_factor(H: Float[Tensor, "inp inp"], share: float, note: Callable[[str], None]) -> Float[Tensor, "inp inp"]:
     """Upper U with U^T U = H^-1 of the damped H, by two Cholesky factorisations.
 
     Where H is too ill-conditioned, the damping grows tenfold until it works, and `note` is told: never a silent identity.

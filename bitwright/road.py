@@ -108,14 +108,14 @@ class Road:
         self.emit(i, terms, {n for n in self.plan.kept if n.startswith(prefix)})
         if self.directory:
             self.directory.checkpoint(
-                i + 1, [{"row": asdict(r), "metas": self.metas[r.name]} for r in self.rows if r.block is not None], hidden(stream)
+                i + 1,
+                [{"row": asdict(r), "metas": self.metas[r.name]} for r in self.rows if r.block is not None],
+                hidden(stream),
             )
         block.to("meta")
         return taps
 
-    def taps(
-        self, block: nn.Module, here: Mapping[str, Site], stream: Sequence[Rows], i: int, like: Sequence[Tap]
-    ) -> list[Tap]:
+    def taps(self, block: nn.Module, here: Mapping[str, Site], stream: Sequence[Rows], i: int, like: Sequence[Tap]) -> list[Tap]:
         """Which sites share an input: found out by running a row, unless the block has the sites of the one before it."""
         if not here:
             return []

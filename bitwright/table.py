@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -20,7 +19,7 @@ from bitwright.report import Report
 if TYPE_CHECKING:
     from bitwright.ledger import Entry
 
-MOST = 40  # blocks that are listed one by one
+MOST, MOST_NOTES = 40, 12  # blocks, and notes, that are listed one by one
 
 
 def show(report: Report, console: Console | None = None) -> None:
@@ -40,9 +39,12 @@ def show(report: Report, console: Console | None = None) -> None:
         say(out, f"Behaviour not measured: bitwright evaluate OUT --against {asked['model']}")
     else:
         scores(report.scores, out)
-    say(out, f"Fallbacks and notes: {'' if report.fallbacks else 'none'}", "bold")
-    for note in report.fallbacks:
+    remarks = summary.remarks(report)
+    say(out, f"Fallbacks and notes: {len(remarks) or 'none'}", "bold")
+    for note in remarks[:MOST_NOTES]:
         say(out, note, indent=2)
+    if len(remarks) > MOST_NOTES:
+        say(out, f"and {len(remarks) - MOST_NOTES} more, which the page and bitwright.json list", indent=2)
     say(out, f"Time {words.duration(report.seconds)}, peak memory {words.size(report.peak)}")
 
 
@@ -180,4 +182,4 @@ def line(table: Table, name: str, score: Mapping[str, Any], write: Any = words.n
 
 def say(out: Console, text: str, style: str = "", indent: int = 0) -> None:
     """Text from models and files: never read as markup."""
-    out.print(Padding(Text(text, style=style), (0, 0, 0, indent), expand=False))
+    out.print(Text(" " * indent + text, style=style))

@@ -46,9 +46,7 @@ def age() -> float:
 def recipe(bits: int, group: int, symmetric: bool) -> GPTQModifier:
     """GPTQ on every Linear but the head; damping, block size, column order and observer are the library's defaults."""
     weights = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, strategy="group", group_size=group)
-    return GPTQModifier(
-        config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}, ignore=["lm_head"]
-    )
+    return GPTQModifier(config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}, ignore=["lm_head"])
 
 
 def settings(modifier: GPTQModifier, model: PreTrainedModel) -> dict:

@@ -8,15 +8,16 @@ Units are what an engine loads together. Prices are stored bits from the exporte
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from jaxtyping import Integer as Ints
 from torch import Tensor
 
 Menu = Sequence[int]  # level counts a unit may have
-Probe = Callable[[Int[Tensor, "u"]], Float[Tensor, "u"]]  # compress by these choices, tell each unit's loss
-Price = Callable[[Int[Tensor, "u"]], int]  # stored bits of these choices
+Probe = Callable[[Ints[Tensor, "u"]], Float[Tensor, "u"]]  # compress by these choices, tell each unit's loss
+Price = Callable[[Ints[Tensor, "u"]], int]  # stored bits of these choices
 
 
 @runtime_checkable
 class Allocation(Protocol):
-    def __call__(self, menus: Sequence[Menu], probe: Probe, price: Price, budget: int) -> Int[Tensor, "u"]:
+    def __call__(self, menus: Sequence[Menu], probe: Probe, price: Price, budget: int) -> Ints[Tensor, "u"]:
         """A choice for every unit. Raises BadRequest with the reachable minimum where the budget is below it."""

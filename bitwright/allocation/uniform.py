@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright.allocation.base import Menu, Price, Probe
@@ -18,10 +18,10 @@ from bitwright.errors import BadRequest
 class Uniform:
     """Looks at prices only; never calls the probe."""
 
-    def __call__(self, menus: Sequence[Menu], probe: Probe, price: Price, budget: int) -> Int[Tensor, "u"]:
+    def __call__(self, menus: Sequence[Menu], probe: Probe, price: Price, budget: int) -> Ints[Tensor, "u"]:
         common = sorted(set(menus[0]).intersection(*menus[1:]))
 
-        def everywhere(levels: int) -> Int[Tensor, "u"]:
+        def everywhere(levels: int) -> Ints[Tensor, "u"]:
             return torch.full((len(menus),), levels)
 
         affordable = [levels for levels in common if price(everywhere(levels)) <= budget]

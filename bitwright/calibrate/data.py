@@ -120,9 +120,7 @@ def overlap(seen: Int[Tensor, "rows length"], judged: Int[Tensor, "rows2 length2
         BadRequest: windows shorter than n.
     """
     if min(seen.shape[1], judged.shape[1]) < n:
-        raise BadRequest(
-            f"windows of {min(seen.shape[1], judged.shape[1])} tokens hold no {n}-gram: use longer windows"
-        )
+        raise BadRequest(f"windows of {min(seen.shape[1], judged.shape[1])} tokens hold no {n}-gram: use longer windows")
     odd = np.random.default_rng(0).integers(1, 2**63, size=n, dtype=np.uint64) | np.uint64(1)
 
     def hashes(ids: Tensor) -> np.ndarray:  # a random odd multiplier per place, modulo 2^64
@@ -132,9 +130,7 @@ def overlap(seen: Int[Tensor, "rows length"], judged: Int[Tensor, "rows2 length2
     return float(np.isin(hashes(judged), hashes(seen)).mean())
 
 
-def _cut(
-    tokenizer: Any, documents: Iterable[Document], length: int, most: int
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _cut(tokenizer: Any, documents: Iterable[Document], length: int, most: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Ids [windows, length], scored bytes [windows] and titles of the disjoint windows of one domain's text."""
     separator = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
     end = [] if separator is None else [separator]

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
-from jaxtyping import Int
+from jaxtyping import Integer as Ints
 from torch import Tensor, nn
 
 from bitwright import index
@@ -72,7 +72,7 @@ class Recorder(nn.Module):
         return hidden
 
 
-def embed(body: nn.Module, blocks: nn.ModuleList, ids: Int[Tensor, "rows length"], batch: int, teacher: bool) -> list[Rows]:
+def embed(body: nn.Module, blocks: nn.ModuleList, ids: Ints[Tensor, "rows length"], batch: int, teacher: bool) -> list[Rows]:
     """The rows as they enter the first block. `body` is the model without its head; its blocks need not hold weights."""
     originals = list(blocks)
     recorders = [Recorder() for _ in originals]
@@ -159,12 +159,10 @@ def walk(
             handles.append(sites[name].module.register_forward_pre_hook(check(name)))
     try:
         lanes = [Lane(greenlet(lambda r=r: run(block, r.hidden, r.calls[number]))) for r in rows]
-        others = [
-            Lane(greenlet(lambda r=r: run(shadow, r.teacher, r.calls[number]))) if shadow else None for r in rows
-        ]
+        others = [Lane(greenlet(lambda r=r: run(shadow, r.teacher, r.calls[number]))) if shadow else None for r in rows]
         for lane in (*lanes, *filter(None, others)):
             lane.advance()
-        while (waiting := [lane.at for lane in lanes if lane.at is not None]) :
+        while waiting := [lane.at for lane in lanes if lane.at is not None]:
             i = min(waiting)
             here = [(lane, other) for lane, other in zip(lanes, others) if lane.at == i]
             yield taps[i], gather(sites[taps[i].name], here, needs)

@@ -50,10 +50,7 @@ class Lorc:
             return (first,)
         A = first.a.float()  # as stored (int8: up to the scales, which go into B): its best partner is the same for every H
         B = torch.linalg.lstsq(A, E).solution
-        if first.scale is None:
-            return (LowRank(first.a, B.to(dtype)),)
-        second = LowRank.of(A, B, dtype)
-        return (second,)
+        return (LowRank.of(A, B, dtype),)
 
     def metas(self, shape: tuple[int, int]) -> tuple[Mapping[str, Json], ...]:
         rank = min(self.rank, *shape)

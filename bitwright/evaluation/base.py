@@ -90,9 +90,7 @@ def block_quantiles(
         found[i] = rising[np.searchsorted(weight, np.array(levels) * weight[-1])]
     low, high = np.quantile(found, MIDDLE, axis=0)
     sd = found.std(axis=0, ddof=1)
-    return [
-        Score(float(p), float(l), float(h), float(s), values.size, unit) for p, l, h, s in zip(points, low, high, sd)
-    ]
+    return [Score(float(p), float(l), float(h), float(s), values.size, unit) for p, l, h, s in zip(points, low, high, sd)]
 
 
 def to_json(value: Any) -> Json:

@@ -211,6 +211,4 @@ def _tokens(protocol: str, windows: list[Window]) -> Plan:
 
 def _enough(found: int, needed: int, protocol: str, length: int, tokens: int) -> None:
     if found < needed:
-        raise BadRequest(
-            f"{protocol} needs {needed * length} tokens of text and got {tokens}: give more text or shorter windows"
-        )
+        raise BadRequest(f"{protocol} needs {needed * length} tokens of text and got {tokens}: give more text or shorter windows")

@@ -100,7 +100,9 @@ class Directory:
                 where[name] = self.shard_name(i)
                 total += dtype.itemsize * prod(shape)
         if total != document["report"]["bytes"]:
-            raise BrokenPromise(f"The ledger says {document['report']['bytes']} bytes, the files hold {total}: a fault of bitwright.")
+            raise BrokenPromise(
+                f"The ledger says {document['report']['bytes']} bytes, the files hold {total}: a fault of bitwright."
+            )
         with told(self.out):
             index = {"metadata": {"total_size": total, "format": "pt"}, "weight_map": dict(sorted(where.items()))}
             (self.out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
@@ -132,7 +134,12 @@ class told:
 
 def flatten(terms: Mapping[str, Terms]) -> dict[str, Tensor]:
     """Terms by site name as named tensors: `<site>.terms.<i>.<leaf>`."""
-    return {f"{name}.terms.{i}.{leaf}": t for name, ts in terms.items() for i, term in enumerate(ts) for leaf, t in term.tensors().items()}
+    return {
+        f"{name}.terms.{i}.{leaf}": t
+        for name, ts in terms.items()
+        for i, term in enumerate(ts)
+        for leaf, t in term.tensors().items()
+    }
 
 
 def quantization_config(metas: Mapping[str, Sequence[Mapping[str, Json]]], tied_head: str | None) -> dict[str, Json]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
+from jaxtyping import Integer as Ints
 from torch import Tensor
 
 Params = dict[str, Tensor]
@@ -46,14 +47,14 @@ class Grid(Protocol):
     def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None) -> Params:
         """Parameters for these groups, in stored precision; `weight` is the price of a squared error at each place."""
 
-    def encode(self, x: Float[Tensor, "g n"], p: Params) -> Int[Tensor, "g m"]:
+    def encode(self, x: Float[Tensor, "g n"], p: Params) -> Ints[Tensor, "g m"]:
         """Code of the nearest point, one per `width` numbers."""
 
-    def decode(self, c: Int[Tensor, "g m"], p: Params) -> Float[Tensor, "g n"]:
+    def decode(self, c: Ints[Tensor, "g m"], p: Params) -> Float[Tensor, "g n"]:
         """The point of each code, fp32."""
 
     def refit(
-        self, x: Float[Tensor, "g n"], c: Int[Tensor, "g m"], p: Params, weight: Float[Tensor, "g n"] | None = None
+        self, x: Float[Tensor, "g n"], c: Ints[Tensor, "g m"], p: Params, weight: Float[Tensor, "g n"] | None = None
     ) -> Params:
         """Best parameters for given codes (weighted least squares); `p` itself where that makes no sense."""
 
@@ -65,9 +66,7 @@ def points(grid: Grid, p: Params) -> Float[Tensor, "g k width"]:
     return grid.decode(codes, p).view(groups, grid.levels, grid.width)
 
 
-def nearest_point(
-    x: Float[Tensor, "g n"], points: Float[Tensor, "g k width"], chunk: int = 1 << 22
-) -> Int[Tensor, "g m"]:
+def nearest_point(x: Float[Tensor, "g n"], points: Float[Tensor, "g k width"], chunk: int = 1 << 22) -> Ints[Tensor, "g m"]:
     """Code of the nearest point by Euclidean distance; the lowest code among equals. Works in bounded memory."""
     groups, levels, width = points.shape
     vectors = x.view(groups, -1, width)
@@ -80,9 +79,7 @@ def nearest_point(
     return codes
 
 
-def weighted(
-    x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None
-) -> Float[Tensor, "g n"]:
+def weighted(x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None) -> Float[Tensor, "g n"]:
     """The weight itself, or ones; rows without any weight (inputs that never fired) count evenly."""
     if weight is None:
         return torch.ones_like(x)

@@ -79,7 +79,12 @@ class Imatrix:
 
 
 def search(
-    grid: Placeable, x: Float[Tensor, "g n"], price: Float[Tensor, "g n"] | None, exponent: float, steps: int, shrink: float
+    grid: Placeable,
+    x: Float[Tensor, "g n"],
+    price: Float[Tensor, "g n"] | None,
+    exponent: float,
+    steps: int,
+    shrink: float,
 ) -> Params:
     """The best of the shrunk ranges for each group; the widest among equals."""
     parts = []

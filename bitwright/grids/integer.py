@@ -11,7 +11,8 @@ min = 0 but z = levels / 2 and so clips half the range.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright.grids.base import Leaf, Params, weighted
@@ -58,11 +59,11 @@ class Integer:
         zero = torch.round(torch.where(empty, 1.0, -low) / self.scale.read(scale).to(low.dtype))
         return {"scale": scale, "zero": zero.clamp(0, self.levels - 1).to(small(self.levels))}
 
-    def encode(self, x: Float[Tensor, "g n"], p: Params) -> Int[Tensor, "g n"]:
+    def encode(self, x: Float[Tensor, "g n"], p: Params) -> Ints[Tensor, "g n"]:
         scale, zero = self.affine(p)
         return (torch.round(x / scale.to(x.dtype)) + zero).clamp_(0, self.levels - 1).to(small(self.levels))
 
-    def decode(self, c: Int[Tensor, "g n"], p: Params) -> Float[Tensor, "g n"]:
+    def decode(self, c: Ints[Tensor, "g n"], p: Params) -> Float[Tensor, "g n"]:
         scale, zero = self.affine(p)
         return scale * (c.float() - zero)
 
@@ -72,7 +73,7 @@ class Integer:
         return out.sub_(zero).mul_(scale).sub_(x)
 
     def refit(
-        self, x: Float[Tensor, "g n"], c: Int[Tensor, "g n"], p: Params, weight: Float[Tensor, "g n"] | None = None
+        self, x: Float[Tensor, "g n"], c: Ints[Tensor, "g n"], p: Params, weight: Float[Tensor, "g n"] | None = None
     ) -> Params:
         """Least squares of the scale for given codes and zero."""
         step, d = c.to(x.dtype) - self.affine(p)[1], weighted(x, weight)

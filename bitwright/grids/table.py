@@ -11,7 +11,8 @@ Tables: card formats, section 1 (e2m1 is kept ascending here; the engines' order
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright.grids.base import Leaf, Params, nearest_point, weighted
@@ -83,17 +84,17 @@ class Table:
     def miss(self, x: Float[Tensor, "g n"], p: Params, out: Float[Tensor, "g n"]) -> Float[Tensor, "g n"]:
         return torch.sub(self.decode(self.encode(x, p), p), x, out=out)
 
-    def encode(self, x: Float[Tensor, "g n"], p: Params) -> Int[Tensor, "g m"]:
+    def encode(self, x: Float[Tensor, "g n"], p: Params) -> Ints[Tensor, "g m"]:
         points = self.scale.read(p["scale"])[..., None] * self.unit(x.device)
         if self.width > 1:
             return nearest_point(x, points)
         return torch.searchsorted(midpoints(points[..., 0]).to(x.dtype), x.contiguous()).to(torch.uint8)
 
-    def decode(self, c: Int[Tensor, "g m"], p: Params) -> Float[Tensor, "g n"]:
+    def decode(self, c: Ints[Tensor, "g m"], p: Params) -> Float[Tensor, "g n"]:
         return self.scale.read(p["scale"]) * self.unit(c.device)[c.long()].flatten(1)
 
     def refit(
-        self, x: Float[Tensor, "g n"], c: Int[Tensor, "g m"], p: Params, weight: Float[Tensor, "g n"] | None = None
+        self, x: Float[Tensor, "g n"], c: Ints[Tensor, "g m"], p: Params, weight: Float[Tensor, "g n"] | None = None
     ) -> Params:
         """Least squares of the scale for given codes."""
         unit, d = self.unit(c.device)[c.long()].flatten(1).to(x.dtype), weighted(x, weight)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright.grids.base import Leaf, Params, nearest_point, weighted
@@ -57,9 +58,7 @@ class TritPlanes:
         worse = self.loss(x, d, b) < self.loss(x, d, a)
         return {"scale": torch.where(worse[:, None], b, a)}
 
-    def alternate(
-        self, x: Float[Tensor, "g n"], d: Float[Tensor, "g n"], t: Float[Tensor, "g n k"]
-    ) -> Float[Tensor, "g k"]:
+    def alternate(self, x: Float[Tensor, "g n"], d: Float[Tensor, "g n"], t: Float[Tensor, "g n k"]) -> Float[Tensor, "g k"]:
         """Scales after alternating from the planes `t` until no scale moves by more than `tol` of the largest, stored."""
         scales = x.new_ones(len(x), self.planes)
         ridge = x.new_full((len(x), 1, 1), START)
@@ -82,14 +81,14 @@ class TritPlanes:
         patterns = self.patterns(x)
         return patterns[nearest_point(x, (scales @ patterns.T)[..., None]).long()]
 
-    def encode(self, x: Float[Tensor, "g n"], p: Params) -> Int[Tensor, "g n"]:
+    def encode(self, x: Float[Tensor, "g n"], p: Params) -> Ints[Tensor, "g n"]:
         return nearest_point(x, self.points(p)[..., None])
 
-    def decode(self, c: Int[Tensor, "g n"], p: Params) -> Float[Tensor, "g n"]:
+    def decode(self, c: Ints[Tensor, "g n"], p: Params) -> Float[Tensor, "g n"]:
         return self.points(p).gather(1, c.long())
 
     def refit(
-        self, x: Float[Tensor, "g n"], c: Int[Tensor, "g n"], p: Params, weight: Float[Tensor, "g n"] | None = None
+        self, x: Float[Tensor, "g n"], c: Ints[Tensor, "g n"], p: Params, weight: Float[Tensor, "g n"] | None = None
     ) -> Params:
         """Ridge regression of the scales for given trits; kept only where it helps, as signs may not flip here."""
         d, t = weighted(x, weight), self.patterns(x)[c.long()]

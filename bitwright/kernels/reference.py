@@ -1,14 +1,15 @@
 """Column loops in plain torch: any grid, any device, any precision. Slow, and the definition of what the others compute."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright.coder import Coder
 
 
 def gptq_block(
-    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, steps: list[Int[Tensor, "v"]]
+    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, steps: list[Ints[Tensor, "v"]]
 ) -> tuple[Float[Tensor, "out b"], Float[Tensor, "out b"]]:
     W, Q, E = block.clone(), torch.empty_like(block), torch.empty_like(block)
     at = 0

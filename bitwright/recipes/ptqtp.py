@@ -8,5 +8,5 @@ from bitwright.rounding.base import Rounding
 from bitwright.rounding.nearest import Nearest
 
 
-def ptqtp(planes: int = 2, group: int | None = 128, rounding: Rounding = Nearest()) -> Recipe:  # noqa: B008
+def ptqtp(planes: int = 2, group: int | None = 128, rounding: Rounding = Nearest()) -> Recipe:
     return Recipe(TritPlanes(planes), Layout(1, group), rounding, name="ptqtp")

@@ -8,8 +8,6 @@ from bitwright.recipe import Recipe
 from bitwright.rounding.quantease_outlier import QuantEaseOutlier
 
 
-def quantease_outlier(
-    bits: int = 3, group: int | None = 64, symmetric: bool = False, fraction: float = 0.01
-) -> Recipe:
+def quantease_outlier(bits: int = 3, group: int | None = 64, symmetric: bool = False, fraction: float = 0.01) -> Recipe:
     rounding = QuantEaseOutlier(fraction)
     return Recipe(Integer(2**bits, symmetric, AbsMax()), Layout(1, group), rounding, name="quantease-outlier")

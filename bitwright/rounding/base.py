@@ -23,9 +23,7 @@ class Rounding(Protocol):
     def needs(self) -> tuple[str, ...]:
         """Statistics by name."""
 
-    def __call__(
-        self, W: Float[Tensor, "out inp"], coder: Coder, known: Known, start: Terms | None = None
-    ) -> Terms: ...
+    def __call__(self, W: Float[Tensor, "out inp"], coder: Coder, known: Known, start: Terms | None = None) -> Terms: ...
 
     def metas(self, shape: tuple[int, int], bands: Sequence[Band]) -> tuple[Mapping[str, Json], ...]:
         """What its terms will be on a matrix of this shape: the dry run's ledger, and the price an allocation pays."""

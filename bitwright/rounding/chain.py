@@ -25,9 +25,7 @@ class Chain:
     def needs(self) -> tuple[str, ...]:
         return tuple(sorted({"gram"}.union(*(step.needs for step in self.steps))))
 
-    def __call__(
-        self, W: Float[Tensor, "out inp"], coder: Coder, known: Known, start: Terms | None = None
-    ) -> Terms:
+    def __call__(self, W: Float[Tensor, "out inp"], coder: Coder, known: Known, start: Terms | None = None) -> Terms:
         H = known.gram
         best, least = start, torch.inf if start is None else objective(W - decode(start).to(W.dtype), H.to(W.dtype))
         for step in self.steps:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright.calibrate.stats import Known
@@ -51,9 +52,7 @@ class GPTQ:
         """Defaults of GPTQModel 7.7: group-aware order, parameters as the loop reaches a group, damping 5 %."""
         return cls("group-aware", "dynamic", 0.05, 128)
 
-    def __call__(
-        self, W: Float[Tensor, "out inp"], coder: Coder, known: Known, start: Terms | None = None
-    ) -> Terms:
+    def __call__(self, W: Float[Tensor, "out inp"], coder: Coder, known: Known, start: Terms | None = None) -> Terms:
         H = known.gram
         if self.groups == "dynamic" and self.order == "descending":
             coder = follow(coder, W, H)
@@ -82,7 +81,7 @@ class GPTQ:
         permuted = self.groups == "dynamic" and self.order == "descending"
         return metas(shape, [Band(b.grid, b.layout, inputs(b, shape)) if permuted else b for b in bands])
 
-    def chunks(self, coder: Coder, steps: list[Int[Tensor, "v"]]) -> list[list[Int[Tensor, "v"]]]:
+    def chunks(self, coder: Coder, steps: list[Ints[Tensor, "v"]]) -> list[list[Ints[Tensor, "v"]]]:
         """Steps cut into lazy blocks; where parameters are dynamic, also at the start of every group."""
         found: list[list[Tensor]] = [[]]
         for step in steps:
@@ -93,7 +92,7 @@ class GPTQ:
         return found
 
 
-def ordered(coder: Coder, energy: Float[Tensor, "inp"], order: str) -> list[Int[Tensor, "v"]]:
+def ordered(coder: Coder, energy: Float[Tensor, "inp"], order: str) -> list[Ints[Tensor, "v"]]:
     """The coder's steps in the order in which they will be rounded."""
     steps, energy = coder.steps(), energy.cpu()
     if order == "natural":
@@ -110,7 +109,7 @@ def ordered(coder: Coder, energy: Float[Tensor, "inp"], order: str) -> list[Int[
     return [steps[i] for i in sorted(range(len(steps)), key=lambda i: (-peak[group[i]], group[i], -own[i]))]
 
 
-def begins_group(coder: Coder, step: Int[Tensor, "v"], before: Int[Tensor, "v"] | None = None) -> bool:
+def begins_group(coder: Coder, step: Ints[Tensor, "v"], before: Ints[Tensor, "v"] | None = None) -> bool:
     """Whether a step lies in another group of columns than the step before it (None: it is the first)."""
     if before is None:
         return True
@@ -128,5 +127,5 @@ def follow(coder: Coder, W: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"
     return Coder.fit(W, bands, coder.weight)
 
 
-def inputs(band: Band, shape: tuple[int, int]) -> Int[Tensor, "k"]:
+def inputs(band: Band, shape: tuple[int, int]) -> Ints[Tensor, "k"]:
     return torch.arange(shape[1]) if band.columns is None else band.columns

@@ -34,9 +34,7 @@ class QuantEase:
     relax_until: int = 25
     needs = ("gram",)
 
-    def __call__(
-        self, W: Float[Tensor, "out inp"], coder: Coder, known: Known, start: Terms | None = None
-    ) -> Terms:
+    def __call__(self, W: Float[Tensor, "out inp"], coder: Coder, known: Known, start: Terms | None = None) -> Terms:
         H = known.gram.to(W.dtype)
         Q = W.clone() if start is None else decode(start).to(W.dtype)
         best, least = start, torch.inf if start is None else objective(W - Q, H)

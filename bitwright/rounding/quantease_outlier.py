@@ -40,9 +40,7 @@ class QuantEaseOutlier:
     def needs(self) -> tuple[str, ...]:
         return tuple(sorted({"gram", *self.first.needs}))
 
-    def __call__(
-        self, W: Float[Tensor, "out inp"], coder: Coder, known: Known, start: Terms | None = None
-    ) -> Terms:
+    def __call__(self, W: Float[Tensor, "out inp"], coder: Coder, known: Known, start: Terms | None = None) -> Terms:
         count, H = outlier_count(tuple(W.shape), self.fraction), known.gram.to(W.dtype)
         if count == 0:
             return self.first(W, coder, known, start)

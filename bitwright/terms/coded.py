@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright import index
@@ -24,9 +25,9 @@ class Coded:
     shape: tuple[int, int]
     grid: Grid
     layout: Layout
-    codes: Int[Tensor, "out m"]
+    codes: Ints[Tensor, "out m"]
     params: Params
-    columns: Int[Tensor, "k"] | None = None
+    columns: Ints[Tensor, "k"] | None = None
 
     def decode(self) -> Float[Tensor, "out inp"]:
         inner = (self.shape[0], self.codes.shape[1] * self.grid.width)
@@ -98,4 +99,9 @@ def coded_meta(shape: tuple[int, int], grid: Grid, layout: Layout, columns: int 
 
 def unfold(meta: Mapping[str, Json]) -> tuple[Grid, Layout, int, int]:
     out, inp = meta["shape"]
-    return index.from_dict(meta["grid"]), Layout(*meta["layout"]), out, inp if meta["columns"] is None else meta["columns"]
+    return (
+        index.from_dict(meta["grid"]),
+        Layout(*meta["layout"]),
+        out,
+        inp if meta["columns"] is None else meta["columns"],
+    )

@@ -12,7 +12,8 @@ from functools import cache
 from math import ceil
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Integer as Ints
+from jaxtyping import UInt8
 from torch import Tensor
 
 
@@ -39,9 +40,9 @@ def width(count: int, levels: int) -> int:
     return ceil(count / digits) * size
 
 
-def pack(codes: Int[Tensor, "rows count"], levels: int) -> UInt8[Tensor, "rows bytes"]:
+def pack(codes: Ints[Tensor, "rows count"], levels: int) -> UInt8[Tensor, "rows bytes"]:
     """Digits to bytes. Raises ValueError where a code is not in 0 .. levels - 1."""
-    if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < levels):
+    if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < levels):
         raise ValueError(f"codes must lie in 0 .. {levels - 1}")
     digits, size = word(levels)
     rows, count = codes.shape
@@ -54,7 +55,7 @@ def pack(codes: Int[Tensor, "rows count"], levels: int) -> UInt8[Tensor, "rows b
     return ((value >> shifts) & 255).to(torch.uint8).view(rows, words * size)
 
 
-def unpack(data: UInt8[Tensor, "rows bytes"], levels: int, count: int) -> Int[Tensor, "rows count"]:
+def unpack(data: UInt8[Tensor, "rows bytes"], levels: int, count: int) -> Ints[Tensor, "rows count"]:
     """Inverse of `pack`; uint8 where the levels allow it, else int32."""
     digits, size = word(levels)
     rows = len(data)

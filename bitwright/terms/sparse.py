@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright.terms.base import Json, Spec
@@ -15,14 +16,12 @@ class Sparse:
     """CSR: row r owns entries ends[r-1] .. ends[r] of `columns` and `values`."""
 
     shape: tuple[int, int]
-    ends: Int[Tensor, "out"]
-    columns: Int[Tensor, "nnz"]
+    ends: Ints[Tensor, "out"]
+    columns: Ints[Tensor, "nnz"]
     values: Float[Tensor, "nnz"]
 
     @classmethod
-    def of(
-        cls, dense: Float[Tensor, "out inp"], count: int, rank: Float[Tensor, "out inp"] | None = None
-    ) -> "Sparse":
+    def of(cls, dense: Float[Tensor, "out inp"], count: int, rank: Float[Tensor, "out inp"] | None = None) -> "Sparse":
         """The `count` entries of `dense` that are largest in magnitude (of `rank`, if given), rounded to fp16."""
         keep = torch.zeros(dense.numel(), dtype=torch.bool, device=dense.device)
         keep[(dense if rank is None else rank).abs().flatten().topk(count).indices] = True
@@ -46,7 +45,11 @@ class Sparse:
     @classmethod
     def spec(cls, meta: Mapping[str, Json]) -> Spec:
         (out, inp), count = meta["shape"], meta["count"]
-        return {"ends": ((out,), torch.int32), "columns": ((count,), index_type(inp)), "values": ((count,), torch.float16)}
+        return {
+            "ends": ((out,), torch.int32),
+            "columns": ((count,), index_type(inp)),
+            "values": ((count,), torch.float16),
+        }
 
     @classmethod
     def load(cls, meta: Mapping[str, Json], tensors: Mapping[str, Tensor]) -> "Sparse":

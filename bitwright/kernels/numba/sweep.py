@@ -6,10 +6,12 @@ matrix product round differently. Grids of vectors are left to the reference.
 """
 
 import os
+from typing import no_type_check
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from jaxtyping import Integer as Ints
 from numba import njit, prange, set_num_threads
 from torch import Tensor
 
@@ -20,7 +22,7 @@ UNIFORM, ASCENDING, ANY = 0, 1, 2
 
 
 def gptq_block(
-    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, steps: list[Int[Tensor, "v"]]
+    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, steps: list[Ints[Tensor, "v"]]
 ) -> tuple[Float[Tensor, "out b"], Float[Tensor, "out b"]] | None:
     if not suits(block, coder):
         return None
@@ -40,7 +42,13 @@ def descent(
     order = torch.cat(coder.steps())
     set_num_threads(threads())
     descent_rows(
-        W.contiguous().numpy(), Q.numpy(), R.numpy(), H.contiguous().numpy(), order.numpy(), relaxed, *lattice(coder, order)
+        W.contiguous().numpy(),
+        Q.numpy(),
+        R.numpy(),
+        H.contiguous().numpy(),
+        order.numpy(),
+        relaxed,
+        *lattice(coder, order),
     )
     return Q
 
@@ -57,7 +65,7 @@ def suits(W: Float[Tensor, "out inp"], coder: Coder) -> bool:
     return fine and all(band.grid.width == 1 and band.grid.levels <= 256 for band in coder.bands)
 
 
-def lattice(coder: Coder, cols: Int[Tensor, "b"]) -> tuple[np.ndarray, ...]:
+def lattice(coder: Coder, cols: Ints[Tensor, "b"]) -> tuple[np.ndarray, ...]:
     """The coder's groups as arrays. Column j of `cols`, row r: group first[j] + r // rows[j] * across[j]."""
     band, place = coder.home
     kinds, counts, tables, firsts, rows, across, steps = [], [], [], [], [], [], []
@@ -90,7 +98,8 @@ def lattice(coder: Coder, cols: Int[Tensor, "b"]) -> tuple[np.ndarray, ...]:
 
 
 @njit(cache=True, inline="always")
-def snap(x, table, g, kind, count):  # type: ignore[no-untyped-def]
+@no_type_check
+def snap(x, table, g, kind, count):
     if kind == UNIFORM:
         scale, zero = table[g, 0], table[g, 1]
         code = np.rint(x / scale) + zero
@@ -112,7 +121,8 @@ def snap(x, table, g, kind, count):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, cache=True)
-def gptq_rows(W, E, U, table, kind, count, first, rows, across):  # type: ignore[no-untyped-def]
+@no_type_check
+def gptq_rows(W, E, U, table, kind, count, first, rows, across):
     """W [out, b] becomes the chosen values, E the errors to push on."""
     for r in prange(W.shape[0]):
         for j in range(W.shape[1]):
@@ -125,7 +135,8 @@ def gptq_rows(W, E, U, table, kind, count, first, rows, across):  # type: ignore
 
 
 @njit(parallel=True, cache=True)
-def descent_rows(W, Q, R, H, order, relaxed, table, kind, count, first, rows, across):  # type: ignore[no-untyped-def]
+@no_type_check
+def descent_rows(W, Q, R, H, order, relaxed, table, kind, count, first, rows, across):
     """One sweep over Q; R = (W - Q) H is kept up to date. An unchanged column costs nothing."""
     for r in prange(W.shape[0]):
         for i in range(order.shape[0]):

@@ -1,0 +1,106 @@
+"""The command line: exit codes, one sentence per refusal, nothing written where nothing could be done."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bitwright import console
+from bitwright.cli import app
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    from rich.console import Console
+
+    def command(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(console, "err", Console(stderr=True, soft_wrap=True, highlight=False))
+        monkeypatch.setattr(console, "out", Console(soft_wrap=True, highlight=False))
+        code = console.ends(lambda: app([str(a) for a in args]))
+        return code, *capsys.readouterr()
+
+    return command
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    code, _, said = result
+    assert code == 2
+    line = said.strip().splitlines()[-1]
+    assert line.startswith("error:") and all(word in line for word in words), line
+
+
+def test_missing_model_is_refused_in_one_sentence(run: Run, tmp_path: Path) -> None:
+    refused(run("compress", tmp_path / "nothing", "-o", tmp_path / "out"), "There is no model", "hub id")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_recipe_and_option_name_what_there_is(run: Run, tmp_path: Path) -> None:
+    refused(run("compress", "zoo:lm", "-o", tmp_path / "out", "--recipe", "magic"), "magic", "best")
+    refused(run("compress", "zoo:lm", "-o", tmp_path / "out", "--set", "speed=11"), "speed", "bits")
+    refused(run("compress", "zoo:lm", "-o", tmp_path / "out", "--device", "cuda:9000", "--recipe", "rtn"), "--device cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rule_that_matches_nothing_is_refused(run: Run, tmp_path: Path) -> None:
+    refused(run("compress", "zoo:lm", "-o", tmp_path / "out", "--ignore", "re:.*typo"), "typo", "matches no layer")
+
+
+def test_dry_run_writes_nothing_and_tells_the_bytes_of_the_run(run: Run, tmp_path: Path) -> None:
+    common = ("compress", "zoo:lm", "-o", tmp_path / "out", "--recipe", "rtn", "--bits", "3", "--json")
+    code, said, _ = run(*common, "--dry-run")
+    assert code == 0 and not (tmp_path / "out").exists()
+    foretold = json.loads(said)["bytes"]
+    code, said, _ = run(*common)
+    assert code == 0
+    assert json.loads(said)["bytes"] == foretold
+    code, said, _ = run("inspect", tmp_path / "out", "--json")
+    assert sum(entry["bytes"] for entry in json.loads(said)) == foretold
+    assert (tmp_path / "out" / "report.html").is_file()
+    refused(run(*common), "not empty", "--overwrite")
+
+
+def test_size_and_budget_are_met_from_below(run: Run, tmp_path: Path) -> None:
+    code, said, _ = run("compress", "zoo:lm", "-o", tmp_path / "a", "--recipe", "rtn", "--size", "5MB", "--json")
+    assert code == 0 and 4_800_000 < json.loads(said)["bytes"] <= 5_000_000
+    code, said, _ = run("compress", "zoo:lm", "-o", tmp_path / "b", "--recipe", "rtn", "--budget", "3.5", "--json", "--dry-run")
+    assert code == 0 and 3.3 < json.loads(said)["bpw_linears"] <= 3.5
+    refused(run("compress", "zoo:lm", "-o", tmp_path / "c", "--recipe", "rtn", "--size", "1MB"), "too few")
+    refused(run("compress", "zoo:lm", "-o", tmp_path / "c", "--recipe", "ptqtp", "--budget", "3"), "fixed number of levels")
+
+
+def test_interrupted_work_is_kept(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitwright.road import Road
+
+    real = Road.block
+
+    def stopped(self: Road, block: object, i: int, *rest: object) -> object:
+        if i == 2:
+            raise KeyboardInterrupt
+        return real(self, block, i, *rest)  # type: ignore[arg-type]
+
+    common = ("compress", "zoo:lm", "-o", tmp_path / "out", "--recipe", "rtn", "--bits", "3")
+    with monkeypatch.context() as patch:
+        patch.setattr(Road, "block", stopped)
+        code, _, said = run(*common)
+    assert code == 2 and "--resume" in said
+    refused(run(*common), "--resume")
+    assert run(*common, "--resume")[0] == 0
+    assert run(*common[:3], tmp_path / "whole", *common[4:])[0] == 0
+    for shard in sorted((tmp_path / "whole").glob("*.safetensors")):
+        assert shard.read_bytes() == (tmp_path / "out" / shard.name).read_bytes()
+
+
+def test_list_names_every_room(run: Run) -> None:
+    code, said, _ = run("list")
+    assert code == 0 and "recipes" in said and "gptq" in said
+    for room in ("recipes", "grids", "rounding"):
+        assert run("list", room)[0] == 0
+    refused(run("list", "kitchen"), "kitchen", "recipes")
+
+
+def test_help_teaches(run: Run) -> None:
+    code, said, _ = run("compress", "--help")
+    assert code == 0 and all(flag in said for flag in ("--budget", "--resume", "--dry-run", "--strict"))

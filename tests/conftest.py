@@ -1,0 +1,235 @@
+"""What the tests share: one thread, fixed seeds, every part of the index in its important variants, problems, tiny models.
+
+A test that names `grid`, `layout`, `rounding`, `correction`, `allocation`, `stat` or `recipe` among its arguments runs once for
+every variant of every such part in bitwright/index.py; `few_grids` are the small selection for the slow laws. A part added
+later runs as its default constructor makes it, until somebody names its variants in VARIANTS.
+"""
+
+import dataclasses
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from itertools import cycle, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitwright import index
+
+torch.set_num_threads(1)
+
+SIZES = (2, 3, 4, 5, 9, 16, 256)
+LAYOUTS = ((1, None), (1, 16), (None, 1), (4, 8), (None, None))
+
+
+# --- the parts ---------------------------------------------------------------------------------------------------------------
+
+
+def parts(room: str) -> dict[str, Any]:
+    return {name: index.resolve(room, name) for name in index.PARTS[room]}
+
+
+@cache
+def variants(room: str, few: bool = False) -> tuple[Any, ...]:
+    """Every part of a room in its variants."""
+    made = {"grids": few_grids if few else grids, "rounding": roundings, "corrections": corrections, "recipes": recipes}
+    named: dict[str, list[Any]] = made.get(room, dict)()
+    kinds = {n: index.load(p) for n, p in index.RECIPES.items()} if room == "recipes" else parts(room)
+    return tuple(v for name, kind in kinds.items() for v in (named.get(name) or [kind()]))
+
+
+def scales() -> list[Any]:
+    named = {"float": [index.resolve("scales", "float")(name) for name in ("float16", "bfloat16", "float32")]}
+    return [s for name, kind in parts("scales").items() for s in (named.get(name) or [kind()])]
+
+
+def fits() -> list[Any]:
+    """Searches in coarse steps: the laws hold for any, and these are four times faster."""
+    return [kind(steps=25) if "steps" in {f.name for f in dataclasses.fields(kind)} else kind() for kind in parts("fits").values()]
+
+
+def grids() -> dict[str, list[Any]]:
+    by_all = fits()
+    integer, table, trits = (index.resolve("grids", name) for name in ("integer", "table", "trit-planes"))
+    tables = index.load("bitwright.grids.table:TABLES")
+    return {
+        "integer": [
+            *(integer(n, symmetric, by) for (n, symmetric), by in zip(product(SIZES, (False, True)), cycle(by_all))),
+            *(integer(5, by=by, scale=scale) for by, scale in zip(cycle(by_all), scales())),
+            *(integer(3, by=by) for by in by_all),
+        ],
+        "table": [
+            *(table(name, by) for name, by in zip(tables, cycle(by_all))),
+            *(table(name, polish=3) for name in tables),
+            *(table("nf4", by, scale=scale) for by, scale in zip(cycle(reversed(by_all)), scales())),
+            table("ternary", by_all[-1], 3),
+        ],
+        "trit-planes": [trits(2), trits(3), trits(2, weighted=True), trits(1), trits(2, scale=scales()[1])],
+    }
+
+
+def few_grids() -> dict[str, list[Any]]:
+    integer, table, trits = (index.resolve("grids", name) for name in ("integer", "table", "trit-planes"))
+    imatrix = index.resolve("fits", "imatrix")(steps=25)
+    return {
+        "integer": [integer(4), integer(9, True), integer(8, by=imatrix)],
+        "table": [table("nf4"), table("ternary", polish=2), table("roots4")],
+        "trit-planes": [trits(2)],
+    }
+
+
+def roundings() -> dict[str, list[Any]]:
+    nearest, gptq, ease, outlier, chain = (
+        index.resolve("rounding", name) for name in ("nearest", "gptq", "quantease", "quantease-outlier", "chain")
+    )
+    return {
+        "gptq": [gptq(order, groups) for order, groups in product(("descending", "natural", "group-aware"), ("static", "dynamic"))]
+        + [gptq(block=8), gptq.llm_compressor(), gptq.gptqmodel()],
+        "quantease": [ease(iters=8), ease(iters=3, relax_until=0)],
+        "quantease-outlier": [outlier(0.02, iters=4), outlier(0.0), outlier(0.02, iters=2, first=nearest())],
+        "chain": [chain((gptq(), ease(iters=3))), chain((nearest(), ease(iters=2), gptq("natural"))), chain((nearest(),))],
+    }
+
+
+def corrections() -> dict[str, list[Any]]:
+    lorc, outliers = index.resolve("corrections", "lorc"), index.resolve("corrections", "outliers")
+    return {
+        "lorc": [lorc(4), lorc(4, whiten=False), lorc(2, dtype="bfloat16"), lorc(4, dtype="float32"), lorc(1000)],
+        "outliers": [outliers(), outliers(0.05), outliers(0.05, by_output=True), outliers(1.0)],
+    }
+
+
+def recipes() -> dict[str, list[Any]]:
+    """Recipes as their defaults make them, but on groups that tiny matrices have."""
+    return {name: [smaller(index.load(path)())] for name, path in index.RECIPES.items()}
+
+
+def smaller(recipe: Any) -> Any:
+    few = tuple(dataclasses.replace(c, rank=2) if hasattr(c, "rank") else c for c in recipe.corrections)
+    return dataclasses.replace(recipe, layout=dataclasses.replace(recipe.layout, cols=32), corrections=few)
+
+
+def label(part: Any) -> str:
+    """A part by its index name and what differs from the defaults."""
+    if callable(part) and not dataclasses.is_dataclass(part):
+        return part.__name__
+    if isinstance(part, tuple):
+        return "+".join(map(label, part)) or "none"
+    if not dataclasses.is_dataclass(part):
+        return str(part)
+    if type(part).__name__ == "Recipe":
+        return part.name
+    given = [(f, getattr(part, f.name)) for f in dataclasses.fields(part)]
+    told = [f"{f.name}={label(v)}" for f, v in given if f.default is dataclasses.MISSING or f.default != v]
+    return f"{index.name_of(type(part))}({','.join(told)})"
+
+
+ROOMS = {"grid": "grids", "rounding": "rounding", "correction": "corrections", "allocation": "allocation", "recipe": "recipes"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    names = metafunc.fixturenames
+    marked = {a for m in metafunc.definition.iter_markers("parametrize") for a in str(m.args[0]).replace(" ", "").split(",")}
+    for name, room in ROOMS.items():
+        if name in names and name not in marked:
+            found = variants(room)
+            metafunc.parametrize(name, found, ids=map(label, found))
+    if "few_grids" in names:
+        found = variants("grids", few=True)
+        metafunc.parametrize("few_grids", found, ids=map(label, found))
+    if "layout" in names and "layout" not in marked:
+        found = [index.resolve("layouts", "layout")(*block) for block in LAYOUTS]
+        metafunc.parametrize("layout", found, ids=[f"{x.rows}x{x.cols}" for x in found])
+
+
+# --- one thread, fixed seeds, no endless loops -------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def within() -> Callable[[float], Any]:
+    """`with within(5): ...` fails where the inside takes longer: an endless loop is a failure, not a hang."""
+
+    @contextmanager
+    def limit(seconds: float) -> Iterator[None]:
+        def stop(*_: Any) -> None:
+            raise TimeoutError(f"not done after {seconds} s")
+
+        before = signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    return limit
+
+
+# --- problems and models -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def problem() -> Callable[..., tuple[Tensor, Tensor]]:
+    """(W, H): heavy-tailed weights, second moments of a power-law spectrum with a few input channels far above the others."""
+
+    def make(
+        out: int = 24, inp: int = 32, seed: int = 0, spectrum: float = 1.0, loud: int = 2, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        gen = torch.Generator().manual_seed(seed)
+        draw = lambda *shape: torch.randn(*shape, generator=gen, dtype=torch.float64)  # noqa: E731
+        W = draw(out, inp) * (0.3 + draw(out, inp).abs()) / 10
+        basis, _ = torch.linalg.qr(draw(inp, inp))
+        root = basis * torch.arange(1, inp + 1, dtype=torch.float64) ** (-spectrum / 2)
+        H = root @ root.T
+        channels = torch.randperm(inp, generator=gen)[:loud]
+        gain = torch.ones(inp, dtype=torch.float64)
+        gain[channels] = 8.0
+        return W.to(dtype), (gain[:, None] * H * gain).to(dtype)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A random Llama on disk, made once per configuration. `dtype`: of the files; `shard`: largest file; more: LlamaConfig."""
+    made: dict[str, Path] = {}
+
+    def make(dtype: torch.dtype = torch.float32, shard: str = "1GB", **changes: Any) -> Path:
+        key = f"{dtype}{shard}{sorted(changes.items())}"
+        if key not in made:
+            from transformers import LlamaConfig, LlamaForCausalLM
+
+            small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 96}
+            heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+            torch.manual_seed(0)
+            model = LlamaForCausalLM(LlamaConfig(**{**small, **heads, "tie_word_embeddings": False, **changes}))
+            for name, p in model.named_parameters():  # as initialised the blocks hardly matter: make them
+                p.data.mul_(1 + torch.rand_like(p) if "norm" in name else 5)
+            made[key] = tmp_path_factory.mktemp("llama")
+            model.to(dtype).save_pretrained(made[key], max_shard_size=shard)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokens() -> Callable[..., Any]:
+    """Random calibration windows for `tiny_llama`."""
+
+    def make(rows: int = 6, length: int = 24, vocabulary: int = 96, seed: int = 0) -> Any:
+        from bitwright.calibrate.data import Windows
+
+        ids = torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(seed))
+        zeros = torch.zeros(rows, dtype=torch.long)
+        return Windows(ids, ("noise",), zeros, ("noise",) * rows, zeros, "noise", "calibration", seed)
+
+    return make

@@ -1,0 +1,363 @@
+"""Roundings: nearest under white inputs, never worse than where they started, codes that no block size and no kernel changes.
+
+Guarantees, as the methods promise them. Exact: Nearest is Nearest; Chain is never worse than its best step; QuantEase from a
+warm start and QuantEaseOutlier are never worse than their start. Statistical, on well-behaved random problems: GPTQ in all its
+orders and QuantEase from a cold start have no worst-case guarantee against Nearest, and get a share of 95 % here.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitwright import index
+from bitwright.calibrate.stats import Known
+from bitwright.coder import Band, Coder
+from bitwright.errors import BadRequest
+from bitwright.grids.base import Grid
+from bitwright.grids.fit import Mse
+from bitwright.grids.integer import Integer
+from bitwright.grids.table import Table
+from bitwright.grids.trit_planes import TritPlanes
+from bitwright.kernels import dispatch
+from bitwright.layout import Layout
+from bitwright.linalg import objective
+from bitwright.rounding.base import Rounding
+from bitwright.rounding.chain import Chain
+from bitwright.rounding.gptq import GPTQ
+from bitwright.rounding.nearest import Nearest
+from bitwright.rounding.quantease import QuantEase
+from bitwright.rounding.quantease_outlier import QuantEaseOutlier
+from bitwright.terms.base import Terms, decode
+
+OUT, INP = 16, 32
+GROUPS = Layout(1, 16)
+
+
+def known(H: Tensor) -> Known:
+    """Every statistic of the index; lanes alike, so that the teacher's moments are the Gram."""
+    return Known({name: H for name in index.PARTS["stats"]})
+
+
+def loss(W: Tensor, terms: Terms, H: Tensor) -> float:
+    return objective(W.double() - decode(terms).double(), H.double())
+
+
+def fitted(W: Tensor, H: Tensor, grid: Grid, layout: Layout = GROUPS) -> Coder:
+    return Coder.fit(W, [Band(grid, layout)], H.diagonal().clamp_min(0))
+
+
+def same(a: Terms, b: Terms) -> bool:
+    """Equal in every stored tensor."""
+    pairs = zip(a, b, strict=True)
+    return all(x.meta() == y.meta() and all(torch.equal(t, y.tensors()[n]) for n, t in x.tensors().items()) for x, y in pairs)
+
+
+def mixed(inp: int = INP) -> list[Band]:
+    """Two bands on shuffled columns."""
+    order = torch.randperm(inp)
+    return [Band(Integer(16), Layout(1, 8), order[: inp // 2]), Band(Integer(3), Layout(2, inp // 4), order[inp // 2 :])]
+
+
+def bands_of(kind: str, grid: Grid) -> list[Band]:
+    order = torch.randperm(INP)
+    return {
+        "one": [Band(grid, GROUPS)],
+        "permuted": [Band(grid, Layout(2, 8), order)],
+        "two": [Band(grid, Layout(1, 8), order[:24]), Band(Integer(16), Layout(None, None), order[24:])],
+    }[kind]
+
+
+# --- white inputs ------------------------------------------------------------------------------------------------------------
+
+
+def adds_terms(rounding: Rounding, bands: Sequence[Band]) -> bool:
+    return len(rounding.metas((OUT, INP), bands)) > len(Nearest().metas((OUT, INP), bands))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_white_inputs_make_every_rounding_nearest(rounding: Rounding, few_grids: Grid, scale: float):
+    W, H = torch.randn(OUT, INP), scale * torch.eye(INP)
+    coder = fitted(W, H, few_grids)
+    if adds_terms(rounding, coder.bands):
+        pytest.skip("takes outliers out first: another problem")
+    found, wanted = rounding(W, coder, known(H)), coder.terms(W)
+    assert torch.equal(decode(found), decode(wanted))
+    if [t.meta() for t in found] == [t.meta() for t in wanted]:  # dynamic groups in descending order store their permutation
+        assert same(found, wanted)
+
+
+# --- never worse -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def problems(problem):
+    """Well-behaved: full rank, spectra from flat to steep."""
+    return [problem(OUT, INP, seed, spectrum=(0.5, 1.0, 1.5)[seed % 3]) for seed in range(12)]
+
+
+def test_nearest_is_rarely_beaten_by_nothing(rounding: Rounding, few_grids: Grid, problems):
+    """At least 95 % are no worse than nearest; on average something is gained wherever data is used."""
+    ratios = []
+    for W, H in problems:
+        coder = fitted(W, H, few_grids)
+        ratios.append(loss(W, rounding(W, coder, known(H)), H) / loss(W, coder.terms(W), H))
+    told = torch.tensor(ratios)
+    assert (told <= 1 + 1e-6).float().mean() >= 0.95
+    assert told.mean() < 0.95 or "gram" not in rounding.needs or rounding == Chain((Nearest(),))
+
+
+@pytest.mark.parametrize("first", [Nearest(), GPTQ(), GPTQ("group-aware", "dynamic")], ids=["nearest", "gptq", "dynamic"])
+def test_a_warm_start_is_never_made_worse(few_grids: Grid, first, problems):
+    for W, H in problems[:6]:
+        coder = fitted(W, H, few_grids)
+        start = first(W, coder, known(H))
+        for polish in (QuantEase(iters=3), Chain((QuantEase(iters=2), GPTQ()))):
+            assert loss(W, polish(W, coder, known(H), start), H) <= loss(W, start, H) * (1 + 1e-6)
+
+
+def test_a_chain_is_never_worse_than_its_best_step(few_grids: Grid, problems):
+    steps = (Nearest(), GPTQ("natural"), QuantEase(iters=3), GPTQ())
+    for W, H in problems[:6]:
+        coder = fitted(W, H, few_grids)
+        alone = [loss(W, step(W, coder, known(H)), H) for step in (Nearest(), GPTQ("natural"), GPTQ())]
+        for chain in (Chain(steps), Chain(steps[::-1])):
+            assert loss(W, chain(W, coder, known(H)), H) <= min(alone) * (1 + 1e-6)
+
+
+def test_a_chain_tells_which_step_it_dropped_and_keeps_what_is_perfect(problem):
+    W, H = problem(OUT, INP)
+    coder = fitted(W, H, Integer(3))
+    facts = known(H)
+    exact = fitted(W, H, Integer(256, by=Mse()), Layout(1, 8)).terms(W)  # much better than three levels can be
+    assert same(Chain((Nearest(),))(W, coder, facts, exact), exact)
+    assert any("Nearest" in note and "dropped" in note for note in facts.notes)
+    perfect = coder.terms(decode(coder.terms(W)))
+    on_grid = decode(perfect)  # an error of exactly zero
+    assert same(Chain((Nearest(),))(on_grid, fitted(W + 1, H, Integer(3)), known(H), perfect), perfect)
+
+
+def test_the_empty_chain_is_nearest_in_codes_and_in_its_plan(problem):
+    W, H = problem(OUT, INP)
+    coder = fitted(W, H, Integer(4))
+    assert same(Chain(())(W, coder, known(H)), coder.terms(W))
+    assert Chain(()).metas((OUT, INP), coder.bands) == Nearest().metas((OUT, INP), coder.bands)
+
+
+def test_a_chain_of_steps_that_store_different_terms_is_refused():
+    steps = (GPTQ(groups="dynamic"), QuantEase())
+    with pytest.raises(BadRequest, match="same kind"):
+        Chain(steps).metas((OUT, INP), [Band(Integer(4), GROUPS)])
+
+
+def test_outliers_found_together_are_never_worse_than_taken_out_once(problems):
+    for W, H in problems[:6]:
+        coder = fitted(W, H, Integer(8))
+        once, many = (QuantEaseOutlier(0.02, iters)(W, coder, known(H)) for iters in (0, 6))
+        assert loss(W, many, H) <= loss(W, once, H) * (1 + 1e-6)
+        assert [t.meta() for t in once] == [t.meta() for t in many]
+
+
+# --- what is stored is foretold ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["one", "permuted", "two"])
+def test_metas_foretell_the_terms(rounding: Rounding, few_grids: Grid, kind: str, problem):
+    W, H = problem(OUT, INP)
+    bands = bands_of(kind, few_grids)
+    terms = rounding(W, Coder.fit(W, bands, H.diagonal()), known(H))
+    assert [dict(m) for m in rounding.metas((OUT, INP), bands)] == [t.meta() for t in terms]
+
+
+@pytest.mark.parametrize("first", [GPTQ(groups="dynamic"), GPTQ("natural", "dynamic")], ids=["descending", "natural"])
+def test_metas_foretell_the_terms_of_outliers_after_dynamic_groups(first, problem):
+    W, H = problem(OUT, INP)
+    rounding, bands = QuantEaseOutlier(0.02, 3, first=first), [Band(Integer(4), GROUPS)]
+    terms = rounding(W, Coder.fit(W, bands), known(H))
+    assert [dict(m) for m in rounding.metas((OUT, INP), bands)] == [t.meta() for t in terms]
+
+
+def test_every_code_lies_in_the_group_it_is_stored_with(rounding: Rounding, problem):
+    """Terms are on their own grid: coding what they decode to gives it back, bit for bit, under their own parameters."""
+    W, H = problem(OUT, INP)
+    for bands in (mixed(), [Band(Integer(4), GROUPS)]):
+        for term in rounding(W, Coder.fit(W, bands), known(H)):
+            if term.meta()["kind"] != "coded":
+                continue
+            band = Band(term.grid, term.layout, term.columns)
+            columns = slice(None) if term.columns is None else term.columns.long()
+            part = Coder((OUT, term.codes.shape[1]), (Band(band.grid, band.layout),), (term.params,))
+            values = term.decode()[:, columns]
+            assert torch.equal(decode(part.terms(values)), values)
+
+
+# --- block sizes and kernels -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order, groups", list(product(("descending", "natural", "group-aware"), ("static", "dynamic"))))
+@pytest.mark.parametrize("kind", ["rows", "groups", "pairs", "two"])
+def test_the_block_size_of_gptq_changes_no_code(order: str, groups: str, kind: str, problem):
+    W, H = problem(8, 48, dtype=torch.float64)
+    bands = {
+        "rows": [Band(Integer(4), Layout(1, None))],
+        "groups": [Band(TritPlanes(), Layout(1, 24))],
+        "pairs": [Band(Table("roots4"), Layout(2, 12))],
+        "two": mixed(48),
+    }[kind]
+    coder = Coder.fit(W, bands)
+    one, *others = [GPTQ(order, groups, block=block)(W, coder, known(H)) for block in (1, 7, 32, 128, 48)]
+    for other in others:
+        assert same(one, other)
+
+
+def test_dynamic_groups_are_fitted_once_to_the_weights_as_compensated_so_far(problem):
+    """By hand: groups in natural order, each fitted when reached, then rounded column by column."""
+    W, H = problem(4, 24, dtype=torch.float64)
+    grid, damped = Integer(4), H + torch.eye(24, dtype=H.dtype) * 0.01 * H.diagonal().mean()
+    U = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    rest, Q = W.clone(), torch.empty_like(W)
+    for j in range(24):
+        if j % 8 == 0:
+            p = grid.fit(rest[:, j : j + 8])
+        Q[:, j : j + 1] = grid.decode(grid.encode(rest[:, j : j + 1], p), p)
+        rest[:, j:] -= (rest[:, j : j + 1] - Q[:, j : j + 1]) / U[j, j] * U[j, j:]
+    for block in (1, 4, 8, 128):
+        coder = Coder.fit(W, [Band(grid, Layout(1, 8))])
+        found = GPTQ("natural", "dynamic", block=block)(W, coder, known(H))
+        assert torch.equal(decode(found).double(), Q)
+
+
+SCALAR = [Integer(4), Integer(9, True), Integer(256), Table("nf4"), Table("ternary"), TritPlanes(), TritPlanes(3)]
+
+
+@pytest.mark.parametrize("rounding", [GPTQ(), GPTQ("natural", "dynamic"), QuantEase(iters=6), QuantEaseOutlier(0.02, 2)], ids=str)
+@pytest.mark.parametrize("grid", SCALAR, ids=str)
+@pytest.mark.parametrize("kind", ["one", "two"])
+def test_compiled_loops_are_the_reference(rounding: Rounding, grid: Grid, kind: str, problem):
+    bands = bands_of(kind, grid)
+    for dtype in (torch.float64, torch.float32):
+        W, H = problem(OUT, INP, dtype=dtype)
+        coder = Coder.fit(W, bands)
+        found = []
+        for name in ("reference", "numba"):
+            with dispatch.only(name):
+                found.append(rounding(W, coder, known(H)))
+        if dtype == torch.float64:
+            assert same(*found)
+        ours, theirs = (loss(W, terms, H) for terms in found)
+        assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def test_the_compiled_loops_decline_vectors_and_forcing_them_says_so(problem):
+    W, H = problem(OUT, INP)
+    coder = fitted(W, H, Table("roots4"))
+    for rounding in (GPTQ(), QuantEase(iters=2)):
+        with dispatch.only("numba"), pytest.raises(NotImplementedError, match="numba"):
+            rounding(W, coder, known(H))
+        assert len(rounding(W, coder, known(H))) == 1  # the reference takes over by itself
+
+
+# --- degenerate data ---------------------------------------------------------------------------------------------------------
+
+
+def degenerate(kind: str, H: Tensor) -> Tensor:
+    n = len(H)
+    if kind == "dead inputs":
+        live = (torch.arange(n) % 3 > 0).float()
+        return live[:, None] * H * live
+    if kind == "rank one":
+        return torch.outer(H[0], H[0])
+    if kind == "low rank":
+        x = torch.randn(5, n)
+        return x.T @ x / 5
+    if kind == "nothing":
+        return torch.zeros_like(H)
+    if kind == "one live input":
+        return torch.diag(torch.nn.functional.one_hot(torch.tensor(3), n).float())
+    if kind == "a wide range":
+        gain = 10 ** torch.linspace(-6, 6, n)
+        return gain[:, None] * H * gain
+    return H * {"tiny": 1e-12, "minute": 1e-30, "huge": 1e12}[kind]
+
+
+KINDS = ["dead inputs", "rank one", "low rank", "nothing", "one live input", "a wide range", "tiny", "minute", "huge"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("grid", [Integer(4), Table("roots4")], ids=["integer", "roots4"])
+def test_degenerate_moments_give_finite_terms_no_worse_than_nearest(rounding: Rounding, grid: Grid, kind: str, problem, within):
+    W, H = problem(OUT, INP)
+    H = degenerate(kind, H)
+    coder, facts = fitted(W, H, grid), known(H)
+    with within(10):
+        terms = rounding(W, coder, facts)
+    assert [dict(m) for m in rounding.metas((OUT, INP), coder.bands)] == [t.meta() for t in terms]
+    assert torch.isfinite(decode(terms)).all()
+    assert loss(W, terms, H) <= loss(W, coder.terms(W), H) * 1.05 + 1e-35
+
+
+@pytest.mark.parametrize("damp", [0.0, 0.01])
+def test_damping_that_had_to_be_raised_is_told(damp: float, problem):
+    W, H = problem(OUT, INP)
+    for kind in ("low rank", "rank one", "a wide range"):
+        facts = known(degenerate(kind, H))
+        GPTQ(damp=damp)(W, fitted(W, H, Integer(4)), facts)
+        assert damp > 0 or any("damping raised" in note for note in facts.notes)
+    facts = known(H)
+    GPTQ(damp=damp)(W, fitted(W, H, Integer(4)), facts)
+    assert not facts.notes
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_moments_that_are_not_finite_are_refused(rounding: Rounding, bad: float, problem, within):
+    W, H = problem(OUT, INP)
+    coder = fitted(W, H, Integer(4))
+    H = H.clone()
+    H[4, 4] = bad
+    if not rounding.needs:
+        assert same(rounding(W, coder, known(H)), rounding(W, coder, Known()))
+        return
+    with within(10), pytest.raises((ValueError, BadRequest), match="finite"):
+        rounding(W, coder, known(H))
+
+
+# --- statistics --------------------------------------------------------------------------------------------------------------
+
+
+def test_needs_names_every_statistic_that_is_read_and_no_other(rounding: Rounding, problem):
+    W, H = problem(OUT, INP)
+    coder = fitted(W, H, Integer(4))
+    values = {name: H for name in rounding.needs}
+    whole = rounding(W, coder, Known(dict(values)))
+    assert same(whole, rounding(W, coder, known(H)))
+    for name in rounding.needs:
+        with pytest.raises(KeyError, match=name):
+            rounding(W, coder, Known({n: v for n, v in values.items() if n != name}))
+
+
+def test_inputs_are_left_as_they_were_and_the_answer_is_the_same_again(rounding: Rounding, few_grids: Grid, problem):
+    W, H = problem(OUT, INP)
+    coder, facts = fitted(W, H, few_grids), known(H)
+    before = [t.clone() for t in (W, H, *(leaf for p in coder.params for leaf in p.values()))]
+    first = rounding(W, coder, facts)
+    again = rounding(W, coder, facts)  # what was derived from the statistics is reused
+    assert same(first, again)
+    assert all(torch.equal(a, b) for a, b in zip(before, (W, H, *(leaf for p in coder.params for leaf in p.values()))))
+
+
+def test_matrices_that_share_an_input_share_what_is_derived(rounding: Rounding, problem):
+    """One Known for q, k and v gives each the codes that a Known of its own gives."""
+    (W, H), (V, _) = problem(OUT, INP), problem(OUT, INP, seed=1)
+    shared = known(H)
+    for M in (W, V):
+        coder = fitted(M, H, Integer(4))
+        assert same(rounding(M, coder, shared), rounding(M, coder, known(H)))
+
+
+def test_the_unit_of_the_moments_does_not_matter(rounding: Rounding, problem):
+    W, H = problem(OUT, INP)
+    coder = fitted(W, H, Integer(4))
+    for unit in (2.0**-16, 2.0**16):
+        assert same(rounding(W, coder, known(H)), rounding(W, coder, known(H * unit)))
