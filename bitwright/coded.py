@@ -60,7 +60,7 @@ class CodedLinear(CodedModule):
         self.out_features, self.in_features = metas[0]["shape"]
 
     def forward(self, x: Float[Tensor, "*batch inp"]) -> Float[Tensor, "*batch out"]:
-        bias = self.bias
+        bias = self._parameters["bias"]
         return nn.functional.linear(x, self.weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 

@@ -54,11 +54,12 @@ class Coder:
     @classmethod
     def fit(cls, W: Float[Tensor, "out inp"], bands: Sequence[Band], weight: Float[Tensor, "inp"] | None = None) -> "Coder":
         """Place the points of every group of every band. Raises ValueError where a band is illegal on this matrix."""
+        shape = (W.shape[0], W.shape[1])
         for band in bands:
-            if why := band.legal(tuple(W.shape)):
+            if why := band.legal(shape):
                 raise ValueError(why)
         params = tuple(band.grid.fit(band.layout.split(band.take(W)), prices(band, W, weight)) for band in bands)
-        return cls(tuple(W.shape), tuple(bands), params, weight)
+        return cls(shape, tuple(bands), params, weight)
 
     def again(self, W: Float[Tensor, "out inp"]) -> "Coder":
         """The same bands fitted to another matrix."""

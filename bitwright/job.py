@@ -52,11 +52,13 @@ def compress(
 
     `data`: calibration windows (None where the recipe needs none). `out`: directory to write, block by block; without it the
     result stays in memory. `stats`: a folder of stored statistics, filled on the first run and read instead of data later.
-    `batch`: rows per forward pass. `device`: where blocks run and are solved (`auto`: a GPU if there is one). Returns the compressed model, on the CPU in fp32, and the report.
+    `batch`: rows per forward pass. `device`: where blocks run and are solved (`auto`: a GPU if there is one).
+    Returns the compressed model, on the CPU in fp32, and the report.
     Raises BadRequest with cause and remedy; blocks that were finished before it stay resumable.
     """
     job = Job.of(model, recipe, data, wiring, strict)
-    road = job.road(out and Path(out), stats and Path(stats), batch, choose_device(device), progress)
+    target, known = (Path(p) if p else None for p in (out, stats))
+    road = job.road(target, known, batch, choose_device(device), progress)
     report = job.run(road, resume, overwrite)
     if out:
         return bitwright.load(out), report
@@ -184,9 +186,7 @@ class Job:
         data, recipe = self.data, self.plan.recipe
         asked = {
             "model": self.source.name,
-            "recipe": recipe.name,
-            "grid": index.to_dict(recipe.grid),
-            "layout": index.to_dict(recipe.layout),
+            "recipe": recipe.to_dict(),
             "calibration": None
             if data is None
             else {

@@ -43,7 +43,8 @@ class Layout:
 
     def split(self, x: Shaped[Tensor, "out inp"]) -> Shaped[Tensor, "g n"]:
         """Groups as rows: group index runs over row blocks, then column blocks; within a group row by row."""
-        (rows, cols), (down, across) = self.block(tuple(x.shape)), self.tiles(tuple(x.shape))
+        shape = (x.shape[0], x.shape[1])
+        (rows, cols), (down, across) = self.block(shape), self.tiles(shape)
         return x.reshape(down, rows, across, cols).permute(0, 2, 1, 3).reshape(down * across, rows * cols)
 
     def join(self, x: Shaped[Tensor, "g n"], shape: tuple[int, int]) -> Shaped[Tensor, "out inp"]:

@@ -22,7 +22,7 @@ class BitwrightConfig(QuantizationConfigMixin):
     """The `quantization_config` of config.json (docs/format.md)."""
 
     def __init__(self, **fields: Any):
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]  # transformers' own plugins use strings too
         self.fields = {k: v for k, v in fields.items() if k != "quant_method"}
 
     def to_dict(self) -> dict[str, Any]:
@@ -36,7 +36,7 @@ class BitwrightQuantizer(HfQuantizer):
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        fields = self.quantization_config.fields
+        fields: Any = self.quantization_config.fields  # type: ignore[attr-defined]
         return install(model, site_metas(fields), fields["tied_head"])
 
     def is_serializable(self) -> bool:

@@ -63,7 +63,8 @@ class Plan:
         left = 8 * (size - sum(self.kept.values())) / weights
         if left <= 1:
             raise BadRequest(
-                f"{size:,} bytes are too few: what is kept as it is takes {sum(self.kept.values()):,} of them; raise the size or add --head."
+                f"{size:,} bytes are too few: what is kept as it is takes {sum(self.kept.values()):,} of them; "
+                "raise the size or add --head."
             )
         return replace(self.recipe, budget=left)
 

@@ -1,4 +1,4 @@
-"""Recipe: a method as one frozen value. What `compress` does is what the recipe says, and the recipe is saved beside the weights."""
+"""Recipe: a method as one frozen value. `compress` does what the recipe says, and the recipe is saved beside the weights."""
 
 import dataclasses
 import json
@@ -61,22 +61,19 @@ class Recipe:
 
     def of(self, module: str) -> "Recipe | None":
         """The recipe for one module by the first rule that matches; None where it is ignored."""
-        for rule in self.rules:
-            if rule.matches(module):
-                parts = {f: getattr(rule, f) for f in ("grid", "layout", "rounding", "corrections")}
-                return None if rule.ignore else replace(self, **{k: v for k, v in parts.items() if v is not None})
-        return self
+        return next((self.under(rule) for rule in self.rules if rule.matches(module)), self)
+
+    def under(self, rule: Rule) -> "Recipe | None":
+        """The recipe with a rule's parts in place of its own; None where the rule ignores."""
+        parts = {f: getattr(rule, f) for f in ("grid", "layout", "rounding", "corrections")}
+        return None if rule.ignore else replace(self, **{k: v for k, v in parts.items() if v is not None})
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Statistics that any part of it reads; empty: it works without data."""
-        recipes = [self, *(r for rule in self.rules if (r := self.of_rule(rule)))]
-        parts = [part for r in recipes for part in (r.rounding, r.grid, *r.corrections)]
+        recipes = [self, *(r for rule in self.rules if (r := self.under(rule)))]
+        parts: list[Any] = [part for r in recipes for part in (r.rounding, r.grid, *r.corrections)]
         return tuple(sorted({need for part in parts for need in part.needs}))
-
-    def of_rule(self, rule: Rule) -> "Recipe | None":
-        parts = {f: getattr(rule, f) for f in ("grid", "layout", "rounding", "corrections")}
-        return None if rule.ignore else replace(self, **{k: v for k, v in parts.items() if v is not None})
 
     def with_levels(self, levels: int) -> "Recipe":
         """The same recipe on a grid of another size. Raises BadRequest where the grid's size is fixed."""

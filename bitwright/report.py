@@ -33,7 +33,9 @@ class Row:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "Row":
-        return cls(**{f.name: tuple(v) if isinstance(v := value[f.name], list) else v for f in fields(cls)})
+        kept: dict[str, Any] = {f.name: value[f.name] for f in fields(cls)}
+        as_tuples: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in kept.items()}
+        return cls(**as_tuples)
 
     @property
     def weights(self) -> int:

@@ -230,9 +230,7 @@ def test_no_page_is_wider_than_a_phone_or_complains(pages, tmp_path):
 @in_browser
 def test_the_browser_check_notices_errors(pages, tmp_path):
     page = pages["unmeasured"].replace("</main>", "<script>1</script></main>")
-    assert on_a_phone({"script": page}, tmp_path)[1], (
-        "the page's policy must refuse a script, and this test must see it"
-    )
+    assert on_a_phone({"script": page}, tmp_path)[1], "the page's policy must refuse a script, and this test must see it"
 
 
 @in_browser

@@ -35,9 +35,7 @@ def deep(report: Report, layers: int) -> Report:
 @pytest.mark.parametrize("layers", [1, 200])
 def test_everything_fits_without_colour(width, layers):
     report = deep(example(), layers)
-    entries = [
-        Entry("model.layers.0.mlp.up_proj.terms.0.codes", "model.layers.0.mlp.up_proj", "uint8", (768, 96), 73728)
-    ]
+    entries = [Entry("model.layers.0.mlp.up_proj.terms.0.codes", "model.layers.0.mlp.up_proj", "uint8", (768, 96), 73728)]
     text = printed(table.show, report, width=width) + printed(table.sites, report, width=width)
     text += printed(table.compare, [report, report], width=width) + printed(table.ledger, entries, width=width)
     assert max(map(len, text.splitlines())) <= width
@@ -98,9 +96,7 @@ def test_large_models_are_listed_in_part_and_say_so():
 
 
 def test_compare_sorts_by_bytes():
-    small, large = (
-        replace(example(), kept=kept, asked=example().asked | {"recipe": f"r{kept}"}) for kept in (10, 10**9)
-    )
+    small, large = (replace(example(), kept=kept, asked=example().asked | {"recipe": f"r{kept}"}) for kept in (10, 10**9))
     for reports in ([small, large], [large, small]):
         text = printed(table.compare, reports)
         assert text.index("r10,") < text.index("r1000000000")

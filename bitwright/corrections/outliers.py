@@ -29,7 +29,7 @@ class Outliers:
         return ("gram",) if self.by_output else ()
 
     def __call__(self, E: Float[Tensor, "out inp"], known: Known) -> Terms:
-        count = outlier_count(tuple(E.shape), self.fraction)
+        count = outlier_count((E.shape[0], E.shape[1]), self.fraction)
         rank = E * known.gram.diagonal().clamp_min(0).sqrt() if self.by_output else E
         return (Sparse.of(E, count, rank),) if count else ()
 

@@ -1,4 +1,5 @@
-"""quantease: arXiv 2309.01885 as published: absmax ranges, 30 sweeps of coordinate descent from the weights themselves. Card: quantease."""
+"""quantease: arXiv 2309.01885 as published: absmax ranges, 30 sweeps of coordinate descent from the weights themselves.
+Card: quantease."""
 
 from bitwright.grids.fit import AbsMax
 from bitwright.grids.integer import Integer

@@ -121,7 +121,7 @@ def follow(coder: Coder, W: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"
     """Bands whose groups follow the descending order of their inputs' second moments."""
     bands = []
     for band in coder.bands:
-        vectors = inputs(band, tuple(W.shape)).to(W.device).view(-1, band.grid.width)
+        vectors = inputs(band, (W.shape[0], W.shape[1])).to(W.device).view(-1, band.grid.width)
         rank = H.diagonal()[vectors].sum(1).argsort(descending=True, stable=True)
         bands.append(Band(band.grid, band.layout, vectors[rank].flatten()))
     return Coder.fit(W, bands, coder.weight)

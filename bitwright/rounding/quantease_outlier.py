@@ -41,7 +41,7 @@ class QuantEaseOutlier:
         return tuple(sorted({"gram", *self.first.needs}))
 
     def __call__(self, W: Float[Tensor, "out inp"], coder: Coder, known: Known, start: Terms | None = None) -> Terms:
-        count, H = outlier_count(tuple(W.shape), self.fraction), known.gram.to(W.dtype)
+        count, H = outlier_count((W.shape[0], W.shape[1]), self.fraction), known.gram.to(W.dtype)
         if count == 0:
             return self.first(W, coder, known, start)
         top = known.once("largest eigenvalue", lambda: float(torch.linalg.eigvalsh(H)[-1]))

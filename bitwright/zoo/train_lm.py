@@ -162,8 +162,7 @@ def train(args: argparse.Namespace) -> None:
     torch.set_float32_matmul_precision("high")
     stream = torch.from_numpy(np.load(args.ids).astype(np.int32)).to(device)
     valid = {
-        path.stem: torch.from_numpy(encode(path, args.model / "tokenizer.json").astype(np.int64)).to(device)
-        for path in args.valid
+        path.stem: torch.from_numpy(encode(path, args.model / "tokenizer.json").astype(np.int64)).to(device) for path in args.valid
     }
     mixed = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

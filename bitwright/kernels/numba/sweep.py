@@ -5,20 +5,20 @@ are those of the reference, operation for operation (no fast-math, no contractio
 matrix product round differently. Grids of vectors are left to the reference.
 """
 
-import os
 from typing import no_type_check
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from jaxtyping import Integer as Ints
-from numba import njit, prange, set_num_threads
+from numba import get_num_threads, njit, prange, set_num_threads
 from torch import Tensor
 
 from bitwright.coder import Coder
 from bitwright.grids.base import points
 
 UNIFORM, ASCENDING, ANY = 0, 1, 2
+STARTED_WITH = get_num_threads()
 
 
 def gptq_block(
@@ -55,9 +55,7 @@ def descent(
 
 def threads() -> int:
     """As many as torch uses, within what numba was started with."""
-    from numba.core import config
-
-    return max(1, min(torch.get_num_threads(), config.NUMBA_NUM_THREADS, os.cpu_count() or 1))
+    return max(1, min(torch.get_num_threads(), STARTED_WITH))
 
 
 def suits(W: Float[Tensor, "out inp"], coder: Coder) -> bool:
