@@ -55,9 +55,8 @@ class Coder:
     def fit(cls, W: Float[Tensor, "out inp"], bands: Sequence[Band], weight: Float[Tensor, "inp"] | None = None) -> "Coder":
         """Place the points of every group of every band. Raises ValueError where a band is illegal on this matrix."""
         shape = (W.shape[0], W.shape[1])
-        for band in bands:
-            if why := band.legal(shape):
-                raise ValueError(why)
+        if why := next((why for band in bands if (why := band.legal(shape))), None) or uncovered(bands, shape[1]):
+            raise ValueError(why)
         params = tuple(band.grid.fit(band.layout.split(band.take(W)), prices(band, W, weight)) for band in bands)
         return cls(shape, tuple(bands), params, weight)
 
@@ -72,11 +71,9 @@ class Coder:
         for i, b in enumerate(self.bands):
             columns = torch.arange(self.shape[1]) if b.columns is None else b.columns.cpu().long()
             band[columns], place[columns] = i, torch.arange(len(columns))
-        if (band < 0).any():
-            raise ValueError("the bands leave input columns uncoded")
         return band, place
 
-    def steps(self) -> list[Ints[Tensor, "v"]]:
+    def steps(self) -> list[Ints[Tensor, "_"]]:
         """Columns that move together, in the order of the bands: single columns, or the width of a grid of vectors."""
         found: list[Tensor] = []
         for b in self.bands:
@@ -138,3 +135,16 @@ def prices(band: Band, W: Float[Tensor, "out inp"], weight: Float[Tensor, "inp"]
 def metas(shape: tuple[int, int], bands: Sequence[Band]) -> tuple[dict, ...]:
     """What the coded terms of these bands will be, before any weight is read: the ledger of a dry run."""
     return tuple(coded_meta(shape, b.grid, b.layout, None if b.columns is None else len(b.columns)) for b in bands)
+
+
+def uncovered(bands: Sequence[Band], inp: int) -> str | None:
+    """None where every input column is in exactly one band, or in words what is wrong."""
+    columns = [torch.arange(inp) if b.columns is None else b.columns.cpu().long() for b in bands]
+    count = torch.zeros(inp, dtype=torch.long)
+    for part in columns:
+        if len(part) and not (int(part.min()) >= 0 and int(part.max()) < inp):
+            return f"a band names the column {int(part.max())} of a matrix with {inp} columns"
+        count.index_add_(0, part, torch.ones_like(part))
+    if (count > 1).any():
+        return f"column {int(count.argmax())} is in the bands twice; bands must be disjoint"
+    return f"column {int(count.argmin())} is in no band and would stay uncoded" if (count < 1).any() else None

@@ -20,6 +20,11 @@ class Layout:
     rows: int | None = 1
     cols: int | None = None
 
+    def __post_init__(self) -> None:
+        for size in (self.rows, self.cols):
+            if size is not None and size < 1:
+                raise ValueError(f"a block has at least one row and one column, not {size}; None is the whole axis")
+
     def block(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Size of one block on a matrix of this shape."""
         return self.rows or shape[0], self.cols or shape[1]

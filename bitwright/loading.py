@@ -3,6 +3,7 @@
 Imported when transformers' own table of quantizers is (bitwright/__init__.py arranges that), never before.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from bitwright.checkpoint import skeleton
+from bitwright.checkpoint import locate, skeleton
 from bitwright.coded import install
 from bitwright.export.native import METHOD, site_metas
 
@@ -48,14 +49,18 @@ class BitwrightQuantizer(HfQuantizer):
 
 
 def load(directory: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A compressed (or plain) model directory as a transformers model in evaluation mode, on the CPU."""
+    """A compressed (or plain) model directory, hub id or `zoo:lm` as a transformers model in evaluation mode, on the CPU.
+
+    Raises BadRequest where there is none."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+    return AutoModelForCausalLM.from_pretrained(locate(str(directory)), dtype=dtype).eval()
 
 
 def assemble(config: Any, tensors: dict[str, Tensor], fields: dict[str, Any]) -> nn.Module:
     """The model of tensors that never were on disk: the same modules, filled from memory, fp32."""
+    config = copy.deepcopy(config)
+    config.tie_word_embeddings &= not fields["tied_head"]  # tied through the terms then, not through a float weight
     model = install(skeleton(config), site_metas(fields), fields["tied_head"])
     floats = {n: t if ".terms." in n or not t.is_floating_point() else t.float() for n, t in tensors.items()}
     missing, unexpected = model.load_state_dict(floats, strict=False, assign=True)

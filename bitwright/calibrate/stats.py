@@ -90,7 +90,11 @@ class Known:
 
     @property
     def gram(self) -> Float[Tensor, "inp inp"]:
-        return self["gram"]
+        """Second moments of the inputs. Raises ValueError where they are not finite."""
+        H = self["gram"]
+        if not self.once("finite", lambda: bool(torch.isfinite(H).all())):
+            raise ValueError("the second moments are not finite: inputs of this layer overflow or are NaN")
+        return H
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.values:

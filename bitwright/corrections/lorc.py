@@ -40,7 +40,8 @@ class Lorc:
         rank, dtype = min(self.rank, *E.shape), getattr(torch, self.dtype)
         if rank == 0:
             return ()
-        L = known.once("root", lambda: root(known.gram)) if self.whiten else None
+        E = E.double()  # LAPACK's fp32 answers depend on where its work space happens to lie; rounded from fp64 they do not
+        L = known.once("root", lambda: root(known.gram.double())) if self.whiten else None
         P, S, Q = leading(E if L is None else E @ L, rank)
         A, B = P * S.sqrt(), Q.T * S.sqrt()[:, None]
         if L is not None:
@@ -48,7 +49,7 @@ class Lorc:
         first = LowRank.of(A, B, dtype)
         if dtype == torch.float32:
             return (first,)
-        A = first.a.float()  # as stored (int8: up to the scales, which go into B): its best partner is the same for every H
+        A = first.a.double()  # as stored (int8: up to the scales, which go into B): its best partner is the same for every H
         B = torch.linalg.lstsq(A, E).solution
         return (LowRank.of(A, B, dtype),)
 

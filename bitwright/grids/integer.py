@@ -84,7 +84,7 @@ class Integer:
 
     def affine(self, p: Params) -> tuple[Float[Tensor, "g 1"], Float[Tensor, "g 1"] | float]:
         """Scale and zero in fp32: what a kernel for equally spaced grids needs."""
-        return self.scale.read(p["scale"]), self.levels // 2 if self.symmetric else p["zero"].float()
+        return self.scale.read(p["scale"]), float(self.levels // 2) if self.symmetric else p["zero"].float()
 
 
 def small(levels: int) -> torch.dtype:

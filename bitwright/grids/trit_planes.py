@@ -51,7 +51,6 @@ class TritPlanes:
 
     def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None) -> Params:
         d = weighted(x, weight if self.weighted else None)
-        d = d / d.mean(1, keepdim=True)
         sign = torch.where(x < 0, -1.0, 1.0).to(x.dtype)[..., None].expand(-1, -1, self.planes)
         spread = x.abs().mean(1, keepdim=True) * torch.logspace(0.18, -0.3, self.planes, device=x.device).to(x.dtype)
         a, b = self.alternate(x, d, sign), self.alternate(x, d, self.trits(x, spread))
@@ -90,12 +89,12 @@ class TritPlanes:
     def refit(
         self, x: Float[Tensor, "g n"], c: Ints[Tensor, "g n"], p: Params, weight: Float[Tensor, "g n"] | None = None
     ) -> Params:
-        """Ridge regression of the scales for given trits; kept only where it helps, as signs may not flip here."""
+        """Ridge regression of the scales for given trits; kept only where it helps (signs cannot flip, scales are rounded)."""
         d, t = weighted(x, weight), self.patterns(x)[c.long()]
         fitted, _ = regress(x, d, t, x.new_full((len(x), 1, 1), START))
         stored = self.scale.store(fitted.abs())
-        fine = (fitted > 0).all(1, keepdim=True)
-        return {"scale": torch.where(fine, stored, p["scale"])}
+        loss = [(d * (self.decode(c, {"scale": s}) - x).square()).sum(1, keepdim=True) for s in (stored, p["scale"])]
+        return {"scale": torch.where(loss[0] < loss[1], stored, p["scale"])}
 
     def points(self, p: Params) -> Float[Tensor, "g k"]:
         scales = self.scale.read(p["scale"])
@@ -110,7 +109,7 @@ def regress(
     x: Float[Tensor, "g n"], d: Float[Tensor, "g n"], t: Float[Tensor, "g n k"], ridge: Float[Tensor, "g 1 1"]
 ) -> tuple[Float[Tensor, "g k"], Float[Tensor, "g 1 1"]]:
     """Scales for given planes, and the ridge, grown tenfold where the planes are too alike to tell their scales apart."""
-    dt = d[..., None] * t
+    dt = (d / d.mean(1, keepdim=True))[..., None] * t
     A, b = t.transpose(1, 2) @ dt, (dt.transpose(1, 2) @ x[..., None])
     eye = torch.eye(A.shape[-1], dtype=x.dtype, device=x.device)
     for _ in range(9):

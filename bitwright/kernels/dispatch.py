@@ -43,7 +43,7 @@ def call(entry: str, *args: Any) -> Any:
 
 
 def gptq_block(
-    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, steps: list[Ints[Tensor, "v"]]
+    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, steps: list[Ints[Tensor, "_"]]
 ) -> tuple[Float[Tensor, "out b"], Float[Tensor, "out b"]]:
     """One lazy block of GPTQ, columns in the order of `steps`: the values chosen and the errors e to push to the right."""
     return call("gptq_block", block, U, coder, steps)

@@ -9,7 +9,7 @@ from bitwright.coder import Coder
 
 
 def gptq_block(
-    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, steps: list[Ints[Tensor, "v"]]
+    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, steps: list[Ints[Tensor, "_"]]
 ) -> tuple[Float[Tensor, "out b"], Float[Tensor, "out b"]]:
     W, Q, E = block.clone(), torch.empty_like(block), torch.empty_like(block)
     at = 0

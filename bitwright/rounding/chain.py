@@ -12,6 +12,7 @@ from bitwright.coder import Band, Coder
 from bitwright.errors import BadRequest
 from bitwright.linalg import objective
 from bitwright.rounding.base import Rounding
+from bitwright.rounding.nearest import Nearest
 from bitwright.terms.base import Json, Terms, decode
 
 
@@ -26,19 +27,19 @@ class Chain:
         return tuple(sorted({"gram"}.union(*(step.needs for step in self.steps))))
 
     def __call__(self, W: Float[Tensor, "out inp"], coder: Coder, known: Known, start: Terms | None = None) -> Terms:
-        H = known.gram
-        best, least = start, torch.inf if start is None else objective(W - decode(start).to(W.dtype), H.to(W.dtype))
+        H = known.gram.to(W.dtype)
+        best, least = start, torch.inf if start is None else objective(W - decode(start).to(W.dtype), H)
         for step in self.steps:
             terms = step(W, coder, known, best)
-            loss = objective(W - decode(terms).to(W.dtype), H.to(W.dtype))
+            loss = objective(W - decode(terms).to(W.dtype), H)
             if best is None or loss <= least:
                 best, least = terms, loss
             else:
-                known.note(f"{type(step).__name__} raised the error by {loss / least - 1:.2%} and was dropped")
+                known.note(f"{type(step).__name__} raised the error from {least:.4g} to {loss:.4g} and was dropped")
         return best if best is not None else coder.terms(W)
 
     def metas(self, shape: tuple[int, int], bands: Sequence[Band]) -> tuple[Mapping[str, Json], ...]:
-        found = [step.metas(shape, bands) for step in self.steps]
+        found = [step.metas(shape, bands) for step in self.steps or (Nearest(),)]
         if any(other != found[0] for other in found):
             raise BadRequest("The steps of a chain must store the same kind of terms, as any of them may turn out the best.")
         return found[0]

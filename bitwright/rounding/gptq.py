@@ -63,9 +63,9 @@ class GPTQ:
             lambda: inverse_factor(H[order][:, order].to(W.dtype), self.damp, known.note),
         )
         rest, Q = W[:, order].contiguous(), torch.empty_like(W)
-        at = 0
+        at, last = 0, None
         for chunk in self.chunks(coder, steps):
-            if self.groups == "dynamic" and begins_group(coder, chunk[0]):
+            if self.groups == "dynamic" and begins_group(coder, chunk[0], last):
                 now = torch.empty_like(W)
                 now[:, order] = rest
                 coder = coder.refit(now, chunk[0])
@@ -74,14 +74,14 @@ class GPTQ:
             q, e = dispatch.gptq_block(rest[:, at:end], U[at:end, at:end], coder, chunk)
             Q[:, cols.to(W.device)] = rest[:, at:end] = q
             rest[:, end:] -= e @ U[at:end, end:]
-            at = end
+            at, last = end, chunk[-1]
         return coder.terms(Q)
 
     def metas(self, shape: tuple[int, int], bands: Sequence[Band]) -> tuple[Mapping[str, Json], ...]:
         permuted = self.groups == "dynamic" and self.order == "descending"
         return metas(shape, [Band(b.grid, b.layout, inputs(b, shape)) if permuted else b for b in bands])
 
-    def chunks(self, coder: Coder, steps: list[Ints[Tensor, "v"]]) -> list[list[Ints[Tensor, "v"]]]:
+    def chunks(self, coder: Coder, steps: list[Ints[Tensor, "_"]]) -> list[list[Ints[Tensor, "_"]]]:
         """Steps cut into lazy blocks; where parameters are dynamic, also at the start of every group."""
         found: list[list[Tensor]] = [[]]
         for step in steps:
@@ -92,7 +92,7 @@ class GPTQ:
         return found
 
 
-def ordered(coder: Coder, energy: Float[Tensor, "inp"], order: str) -> list[Ints[Tensor, "v"]]:
+def ordered(coder: Coder, energy: Float[Tensor, "inp"], order: str) -> list[Ints[Tensor, "_"]]:
     """The coder's steps in the order in which they will be rounded."""
     steps, energy = coder.steps(), energy.cpu()
     if order == "natural":
@@ -109,7 +109,7 @@ def ordered(coder: Coder, energy: Float[Tensor, "inp"], order: str) -> list[Ints
     return [steps[i] for i in sorted(range(len(steps)), key=lambda i: (-peak[group[i]], group[i], -own[i]))]
 
 
-def begins_group(coder: Coder, step: Ints[Tensor, "v"], before: Ints[Tensor, "v"] | None = None) -> bool:
+def begins_group(coder: Coder, step: Ints[Tensor, "v"], before: Ints[Tensor, "w"] | None) -> bool:
     """Whether a step lies in another group of columns than the step before it (None: it is the first)."""
     if before is None:
         return True

@@ -20,12 +20,14 @@ class LowRank:
 
     @classmethod
     def of(cls, a: Float[Tensor, "out m"], b: Float[Tensor, "m inp"], dtype: torch.dtype) -> "LowRank":
-        """Factors rounded to a stored type; int8 by the largest magnitude of each direction."""
+        """Factors rounded to a stored type; int8 by the largest magnitude of each direction. Contiguous, as they will be read
+        back: a product of the same numbers in another order of memory rounds differently."""
+        a, b = a.contiguous(), b.contiguous()
         if dtype != torch.int8:
             return cls(a.to(dtype), b.to(dtype))
         tops = a.abs().amax(0).clamp_min(1e-30), b.abs().amax(1).clamp_min(1e-30)
         codes = torch.round(127 * a / tops[0]), torch.round(127 * b / tops[1][:, None])
-        return cls(codes[0].to(dtype), codes[1].to(dtype), tops[0] * tops[1] / 127**2)
+        return cls(codes[0].to(dtype), codes[1].to(dtype), (tops[0] * tops[1] / 127**2).float())
 
     @property
     def shape(self) -> tuple[int, int]:

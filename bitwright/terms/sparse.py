@@ -10,6 +10,8 @@ from torch import Tensor
 
 from bitwright.terms.base import Json, Spec
 
+MOST = torch.finfo(torch.float16).max
+
 
 @dataclass(frozen=True, eq=False)
 class Sparse:
@@ -27,7 +29,7 @@ class Sparse:
         keep[(dense if rank is None else rank).abs().flatten().topk(count).indices] = True
         keep = keep.view(dense.shape)
         index = keep.nonzero()[:, 1].to(index_type(dense.shape[1]))
-        return cls((dense.shape[0], dense.shape[1]), keep.sum(1).cumsum(0).int(), index, dense[keep].half())
+        return cls((dense.shape[0], dense.shape[1]), keep.sum(1).cumsum(0).int(), index, dense[keep].clamp(-MOST, MOST).half())
 
     def decode(self) -> Float[Tensor, "out inp"]:
         starts = torch.cat([self.ends.new_zeros(1), self.ends[:-1]])

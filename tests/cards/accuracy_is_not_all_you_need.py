@@ -127,9 +127,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def text() -> Windows:
     ids = torch.randint(0, len(VOCABULARY), (20, 128), generator=torch.Generator().manual_seed(0))
     rows = len(ids)
-    return Windows(
-        ids, ("made",), torch.zeros(rows, dtype=torch.long), ("t",) * rows, torch.ones(rows).long(), "", None, 0
-    )
+    return Windows(ids, ("made",), torch.zeros(rows, dtype=torch.long), ("t",) * rows, torch.ones(rows).long(), "", None, 0)
 
 
 def test_items_ask_what_the_text_says_next(text, tokenizer):

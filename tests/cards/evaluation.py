@@ -125,9 +125,7 @@ def test_lm_eval_predicts_every_token_once_and_divides_by_the_original_words_and
             for i in range(done, end):
                 total += by_hand(whole[start : i + 1], ids[i])
             done = end
-    plan = perplexity.lm_eval(
-        letters(False), pages, length, clean=lambda p: p.replace(" , ", ", ").replace(" . ", ". ")
-    )
+    plan = perplexity.lm_eval(letters(False), pages, length, clean=lambda p: p.replace(" , ", ", ").replace(" . ", ". "))
     found = perplexity.measure(toy(), plan)
     words, size = sum(len(re.split(r"\s+", p)) for p in pages), sum(map(len, pages))
     assert found.perplexity["word"] == near(math.exp(total / words))
@@ -232,9 +230,7 @@ def test_states_and_head_give_the_divergence_of_the_full_logits(base, data, bias
         for i, model in enumerate((one, two)):
             model.lm_head = nn.Linear(32, 96)
             model.lm_head.bias.data.normal_(0, i + 1)
-    found = divergence(
-        hidden_states(one, data.ids, 5), one.lm_head, hidden_states(two, data.ids, 4), two.lm_head, data.ids
-    )
+    found = divergence(hidden_states(one, data.ids, 5), one.lm_head, hidden_states(two, data.ids, 4), two.lm_head, data.ids)
     with torch.no_grad():
         b, q = (model(data.ids).logits[:, :-1].double().log_softmax(-1) for model in (one, two))
     kl = (b.exp() * (b - q)).sum(-1)

@@ -97,7 +97,10 @@ def test_refit_moves_its_groups_to_the_new_weights_and_no_others(few_grids: Grid
 
 def test_terms_are_foretold(few_grids: Grid, layout: Layout):
     W, weight = matrix()
-    bands = [Band(few_grids, on(few_grids, layout), torch.arange(0, INP, 2)), Band(Integer(3), Layout(1, 8), torch.arange(1, INP, 2))]
+    bands = [
+        Band(few_grids, on(few_grids, layout), torch.arange(0, INP, 2)),
+        Band(Integer(3), Layout(1, 8), torch.arange(1, INP, 2)),
+    ]
     told, terms = metas((OUT, INP), bands), Coder.fit(W, bands, weight).terms(W)
     assert list(told) == [t.meta() for t in terms]
     for meta, term in zip(told, terms):

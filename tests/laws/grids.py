@@ -58,7 +58,7 @@ def test_codes_are_in_range_and_coding_is_idempotent_bit_for_bit(grid: Grid, x, 
     p = grid.fit(x, price.to(dtype))
     codes = grid.encode(x, p)
     assert codes.shape == (len(x), N // grid.width) and not codes.is_floating_point()
-    assert 0 <= int(codes.min()) and int(codes.max()) < grid.levels
+    assert int(codes.min()) >= 0 and int(codes.max()) < grid.levels
     stored = grid.decode(codes, p)
     assert stored.dtype == torch.float32 and torch.isfinite(stored).all()
     again = grid.decode(grid.encode(stored.to(dtype), p), p)
@@ -85,7 +85,7 @@ def test_parameters_are_finite_and_exactly_what_is_stored(grid: Grid, x, price):
         for name, leaf in grid.leaves.items():
             assert p[name].shape == (len(x), leaf.count)
             if leaf.levels:
-                assert not p[name].is_floating_point() and 0 <= int(p[name].min()) and int(p[name].max()) < leaf.levels
+                assert not p[name].is_floating_point() and int(p[name].min()) >= 0 and int(p[name].max()) < leaf.levels
             else:
                 assert p[name].dtype == leaf.dtype and torch.isfinite(p[name].float()).all()
 

@@ -22,7 +22,7 @@ STARTED_WITH = get_num_threads()
 
 
 def gptq_block(
-    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, steps: list[Ints[Tensor, "v"]]
+    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, steps: list[Ints[Tensor, "_"]]
 ) -> tuple[Float[Tensor, "out b"], Float[Tensor, "out b"]] | None:
     if not suits(block, coder):
         return None
