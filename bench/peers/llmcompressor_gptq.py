@@ -9,7 +9,7 @@ g inputs, on every Linear but the head. Its objective per matrix, with x the inp
 Source: GPTQ (Frantar et al., 2022) as in llm-compressor 0.14.0.1; environment in `llmcompressor.txt` beside this file.
 Differs from the library's examples in one thing: the calibration rows come in a DataLoader, which `oneshot` takes as
 it is. Given a Dataset it either shuffles or sorts by length with an unstable sort, and both change the given order.
-Cost: all rows twice through every block (once for H, once to propagate); the script adds only its own bookkeeping,
+Cost: by default all rows twice through every block (once for H, once to propagate); the script adds only its own bookkeeping,
 and the dense copy is written after the clock has stopped. Linux only (the start of the process is read from /proc).
 
     python llmcompressor_gptq.py --model DIR --tokens FILE --out DIR [--dense DIR] [--json FILE]
@@ -96,6 +96,8 @@ def arguments() -> argparse.Namespace:
     parser.set_defaults(symmetric=False)
     parser.add_argument("--dtype", choices=("auto", "float32"), default="auto", help="auto: as stored on disk")
     parser.add_argument("--batch-size", type=int, default=1, help="rows per forward pass; 1 is the library's default")
+    # "basic" skips the second pass (errors are not propagated): faster, holds every H at once, the library advises against it.
+    parser.add_argument("--pipeline", choices=("independent", "basic"), default="independent", help="independent: the default")
     return parser.parse_args()
 
 
@@ -113,7 +115,7 @@ def main() -> None:
     counter = first.register_forward_hook(lambda _m, inputs, _y: forwarded.append(inputs[0].shape[:-1].numel()))
     gptq = recipe(args.bits, args.group, args.symmetric)
     # Ready-made rows need no tokenizer, but `oneshot` loads one unless it is handed an object: any object will do.
-    oneshot(model=model, dataset=rows, recipe=gptq, processor=object())
+    oneshot(model=model, dataset=rows, recipe=gptq, pipeline=args.pipeline, processor=object())
     quantized = age()
     counter.remove()
     in_force = settings(gptq, model)  # before saving, which packs the modules away
@@ -136,6 +138,7 @@ def main() -> None:
             "rows": tokens.shape[0],
             "length": tokens.shape[1],
             "batch_size": args.batch_size,
+            "pipeline": args.pipeline,  # independent: every modifier its own; for GPTQ that is the sequential one
             "tokens_through_first_matrix": sum(forwarded),
         },
         "dtype": str(model.dtype).removeprefix("torch."),

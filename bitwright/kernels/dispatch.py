@@ -16,9 +16,9 @@ from torch import Tensor
 
 from bitwright.coder import Coder
 
-IMPLEMENTATIONS = {
-    "numba": "bitwright.kernels.numba.sweep",
-    "reference": "bitwright.kernels.reference",
+IMPLEMENTATIONS = {  # name -> module, and the devices it is imported for at all (None: any)
+    "numba": ("bitwright.kernels.numba.sweep", "cpu"),
+    "reference": ("bitwright.kernels.reference", None),
 }
 _forced: ContextVar[str | None] = ContextVar("forced", default=None)
 
@@ -35,10 +35,11 @@ def only(name: str) -> Iterator[None]:
 
 def call(entry: str, *args: Any) -> Any:
     forced = _forced.get()
-    for module in [IMPLEMENTATIONS[forced]] if forced else IMPLEMENTATIONS.values():
-        result = getattr(import_module(module), entry)(*args)
-        if result is not None:
-            return result
+    for module, device in [IMPLEMENTATIONS[forced]] if forced else IMPLEMENTATIONS.values():
+        if device in (None, args[0].device.type):
+            result = getattr(import_module(module), entry)(*args)
+            if result is not None:
+                return result
     raise NotImplementedError(f"{forced or 'no implementation'} does not do {entry} on these arguments")
 
 

@@ -1,0 +1,50 @@
+"""What the laws of matrices share: problems, bands, and what it means for terms to be the same."""
+
+import torch
+from torch import Tensor
+
+from bitwright import index
+from bitwright.calibrate.stats import Known
+from bitwright.coder import Band, Coder
+from bitwright.grids.base import Grid
+from bitwright.grids.integer import Integer
+from bitwright.layout import Layout
+from bitwright.linalg import objective
+from bitwright.terms.base import Terms, decode
+
+OUT, INP = 16, 32
+GROUPS = Layout(1, 16)
+
+
+def known(H: Tensor) -> Known:
+    """Every statistic of the index; lanes alike, so that the teacher's moments are the Gram."""
+    return Known(dict.fromkeys(index.PARTS["stats"], H))
+
+
+def loss(W: Tensor, terms: Terms, H: Tensor) -> float:
+    return objective(W.double() - decode(terms).double(), H.double())
+
+
+def fitted(W: Tensor, H: Tensor, grid: Grid, layout: Layout = GROUPS) -> Coder:
+    return Coder.fit(W, [Band(grid, layout)], H.diagonal().clamp_min(0))
+
+
+def same(a: Terms, b: Terms) -> bool:
+    """Equal in every stored tensor."""
+    pairs = zip(a, b, strict=True)
+    return all(x.meta() == y.meta() and all(torch.equal(t, y.tensors()[n]) for n, t in x.tensors().items()) for x, y in pairs)
+
+
+def mixed(inp: int = INP) -> list[Band]:
+    """Two bands on shuffled columns."""
+    order = torch.randperm(inp)
+    return [Band(Integer(16), Layout(1, 8), order[: inp // 2]), Band(Integer(3), Layout(2, inp // 4), order[inp // 2 :])]
+
+
+def bands_of(kind: str, grid: Grid) -> list[Band]:
+    order = torch.randperm(INP)
+    return {
+        "one": [Band(grid, GROUPS)],
+        "permuted": [Band(grid, Layout(2, 8), order)],
+        "two": [Band(grid, Layout(1, 8), order[:24]), Band(Integer(16), Layout(None, None), order[24:])],
+    }[kind]
