@@ -84,11 +84,14 @@ class GPTQ:
     def chunks(self, coder: Coder, steps: list[Ints[Tensor, "_"]]) -> list[list[Ints[Tensor, "_"]]]:
         """Steps cut into lazy blocks; where parameters are dynamic, also at the start of every group."""
         found: list[list[Tensor]] = [[]]
+        width = 0
         for step in steps:
-            full = sum(map(len, found[-1])) >= self.block
-            if found[-1] and (full or (self.groups == "dynamic" and begins_group(coder, step, found[-1][-1]))):
+            cut = width >= self.block or (self.groups == "dynamic" and begins_group(coder, step, found[-1][-1] if width else None))
+            if width and cut:
                 found.append([])
+                width = 0
             found[-1].append(step)
+            width += len(step)
         return found
 
 
