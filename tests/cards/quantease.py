@@ -1,6 +1,6 @@
 """Card quantease: sweeps that never rise, the exact coordinate minimum, the order against GPTQ, outliers found together."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_from_any_feasible_start_no_sweep_raises_the_objective(grid: Grid, probl
         for start in (anything, Nearest()(W, coder, known(H)), GPTQ()(W, coder, known(H))):
             sweeps = [loss(W, QuantEase(iters=n)(W, coder, known(H), start), H) for n in (1, 2, 3)]
             path = [loss(W, start, H), *sweeps]
-            assert all(after <= before * (1 + 1e-6) for before, after in zip(path, path[1:]))
+            assert all(after <= before * (1 + 1e-6) for before, after in pairwise(path))
             assert start is not anything or path[-1] < path[0] / 2
 
 

@@ -133,7 +133,7 @@ def test_on_every_linear_whitened_beats_plain_beats_none_and_eight_bits_suffice(
 
 
 @pytest.mark.acceptance
-def test_lorc_lowers_the_divergence_of_three_bits_by_a_fifth():
+def test_lorc_lowers_the_divergence_of_three_bits_by_a_fifth_and_beats_smaller_groups_at_equal_bits():
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(zoo.path("lm"))
@@ -141,8 +141,18 @@ def test_lorc_lowers_the_divergence_of_three_bits_by_a_fifth():
     base = Baseline.of(bitwright.load(zoo.path("lm")), windows, noise_floor=False)
     data = bitwright.calibration("zoo:lm", samples=16)
     lorc = recipes.zeroquant_v2(bits=3, group=64)
-    found = {}
-    for name, recipe in {"none": replace(lorc, corrections=()), "lorc": lorc}.items():
-        model, _ = bitwright.compress("zoo:lm", recipe, data if recipe.needs else None)
-        found[name] = evaluate(model, base).divergence.kl.value
-    assert found["lorc"] <= 0.8 * found["none"]
+    tried = {
+        "none": replace(lorc, corrections=()),
+        "lorc": lorc,
+        "eight bits": replace(lorc, corrections=(Lorc(8, dtype="int8"),)),
+        "groups of 32": recipes.rtn(bits=3, group=32, mse=False),
+        "groups of 16": recipes.rtn(bits=3, group=16, mse=False),
+    }
+    kl, bits = {}, {}
+    for name, recipe in tried.items():
+        model, report = bitwright.compress("zoo:lm", recipe, data if recipe.needs else None)
+        kl[name], bits[name] = evaluate(model, base).divergence.kl.value, report.bpw_linears
+    assert kl["lorc"] <= 0.8 * kl["none"]
+    assert kl["eight bits"] == pytest.approx(kl["lorc"], rel=0.02) and bits["eight bits"] < bits["lorc"]
+    assert kl["eight bits"] < kl["groups of 16"] < kl["groups of 32"] < kl["none"]
+    assert bits["eight bits"] < bits["groups of 16"]

@@ -1,0 +1,81 @@
+"""Interruptions: whatever write fails, one sentence says so and --resume ends where an uninterrupted run would have ended."""
+
+import errno
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bitwright import recipes
+from bitwright.errors import BadRequest
+from bitwright.export import native
+from bitwright.job import compress
+
+
+def files(out: Path) -> dict[str, torch.Tensor]:
+    return {n: t for shard in sorted(out.glob("*.safetensors")) for n, t in load_file(shard).items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return set(a) == set(b) and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def full_at(number: int, real: Any, count: list[int]) -> Any:
+    """`save_file` that finds the disk full at its `number`-th call."""
+
+    def save(tensors: Any, path: Path, **more: Any) -> None:
+        count[0] += 1
+        if count[0] == number:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path, **more)
+
+    return save
+
+
+@pytest.mark.parametrize("name", ["gptq", "rtn"])
+def test_a_disk_that_is_full_at_any_write_is_told_and_resumed(name: str, tiny_llama: Any, tokens: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    recipe, count = getattr(recipes, name)(group=32), [0]
+    monkeypatch.setattr(native, "save_file", full_at(0, native.save_file, count))
+    compress(tiny_llama(), recipe, tokens(), out=tmp_path / "whole")
+    monkeypatch.undo()
+    writes = count[0]  # shards, and between them the rows as they stand
+    assert writes >= 3
+    for number in range(1, writes + 1):
+        out = tmp_path / str(number)
+        monkeypatch.setattr(native, "save_file", full_at(number, native.save_file, [0]))
+        with pytest.raises(BadRequest, match=r"disk is full.*--resume"):
+            compress(tiny_llama(), recipe, tokens(), out=out)
+        monkeypatch.undo()
+        assert not list(out.rglob("*.partial"))
+        compress(tiny_llama(), recipe, tokens(), out=out, resume=True)
+        assert same(files(out), files(tmp_path / "whole"))
+
+
+def test_a_disk_that_is_full_at_the_very_end_is_resumed(tiny_llama: Any, tokens: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    recipe = recipes.rtn(group=32)
+    monkeypatch.setattr(shutil, "copy", full)
+    with pytest.raises(BadRequest, match=r"disk is full.*--resume"):
+        compress(tiny_llama(), recipe, None, out=tmp_path / "out")
+    monkeypatch.undo()
+    compress(tiny_llama(), recipe, None, out=tmp_path / "out", resume=True)
+    compress(tiny_llama(), recipe, None, out=tmp_path / "whole")
+    assert same(files(tmp_path / "out"), files(tmp_path / "whole"))
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+
+
+def test_how_rows_are_batched_hardly_matters(tiny_llama: Any, tokens: Any) -> None:
+    """Sums of other shapes round differently: a code in a thousand may fall on the other side, the error does not care."""
+    found = {}
+    for batch in (1, 4, 6):
+        model, report = compress(tiny_llama(), recipes.gptq(group=32), tokens(), batch=batch)
+        found[batch] = {n: b for n, b in model.named_buffers() if n.endswith("codes")}, sum(r.error for r in report.rows)
+    codes, error = found[1]
+    for others, loss in (found[4], found[6]):
+        apart = sum(int((codes[n] != others[n]).sum()) for n in codes) / sum(c.numel() for c in codes.values())
+        assert apart < 0.005 and loss == pytest.approx(error, rel=5e-3)
