@@ -70,6 +70,8 @@ class Checkpoint:
 def open_checkpoint(model: str | Path | nn.Module) -> Checkpoint:
     """From a hub id, a directory, `zoo:NAME` or a transformers model in memory. Raises BadRequest with the remedy."""
     if isinstance(model, nn.Module):
+        if any(".terms." in name for name, _ in model.named_buffers()):
+            raise BadRequest("The model is already compressed; give the original, quantizing twice adds the errors.")
         state = model.state_dict(keep_vars=False)
         tied = set(getattr(model, "all_tied_weights_keys", None) or {})
         kept = {n: t for n, t in state.items() if n not in tied}
@@ -139,6 +141,8 @@ def header(path: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
+                if part.get_dtype() not in TYPES:
+                    raise BadRequest(f"{name} in {path} has the type {part.get_dtype()}, which is not read yet; convert it.")
                 yield name, tuple(part.get_shape()), TYPES[part.get_dtype()]
     except (SafetensorError, OSError) as error:
         raise BadRequest(f"{path} is truncated or damaged ({error}); download it again.") from None

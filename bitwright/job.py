@@ -126,6 +126,12 @@ class Job:
 
     def road(self, out: Path | None, stats: Path | None, batch: int, device: torch.device, progress: Progress) -> Road:
         """The work, ready to begin. Raises BadRequest where it cannot."""
+        if (
+            out
+            and self.source.root
+            and (out.resolve() == self.source.root.resolve() or out.resolve() in self.source.root.resolve().parents)
+        ):
+            raise BadRequest(f"{out} holds the model that is being compressed; choose another directory.")
         fingerprint = self.source.fingerprint()
         signature = self.signature(fingerprint, batch, stats is not None)
         directory = Directory(out, self.plan.blocks + 1, signature) if out else None

@@ -17,7 +17,7 @@ from torch import Tensor
 class Layout:
     """A block of `rows` x `cols` weights that share parameters; `None` is the whole axis."""
 
-    rows: int | None = 1
+    rows: int | None = None
     cols: int | None = None
 
     def __post_init__(self) -> None:

@@ -84,24 +84,33 @@ def plan(source: Checkpoint, wiring: Wiring, recipe: Recipe, strict: bool = Fals
     planned = {n: p for n, s in named.items() if (p := plan_site(n, s, recipe.of(n), strict)) is not None}
     if recipe.head:
         planned |= plan_head(model, wiring, recipe, tied, strict)
-    if unused := [r.match for r in recipe.rules if not any(r.matches(n) for n in (*named, wiring.head, *wiring.embed))]:
+    outside = (wiring.head, *wiring.embed)
+    if unused := [
+        r.match for r in recipe.rules if not any(map(r.matches, (*named, *(outside if r.ignore or recipe.head else ()))))
+    ]:
         raise BadRequest(
             f"The rule {unused[0]!r} matches no layer; names look like {next(iter(named))!r}, regular expressions start with re:."
         )
     if not planned:
         raise BadRequest("The rules leave nothing to compress; ignore less.")
     coded = {f"{name}.weight" for name in planned}
-    missing = sorted(coded - set(source.shapes))
-    if missing:
-        raise BadRequest(f"The model lacks the tensor {missing[0]}; its files and its config.json disagree, download it again.")
-    for name, p in planned.items():
-        stored = tuple(source.shapes[f"{name}.weight"])
-        if tuple(sorted(stored)) != tuple(sorted(p.shape)):
-            raise BadRequest(f"{name}.weight is {stored} in the files but {p.shape} by config.json; download the model again.")
+    check(source, model, wiring, tied)
     kept = {n: source.dtypes[n].itemsize * prod(shape) for n, shape in source.shapes.items() if n not in coded}
     inside = [4 * sum(x.numel() for x in (*block.parameters(), *block.buffers())) for block in blocks]
     widths = max(sum(s.shape[0] + s.shape[1] for s in sites(block).values()) for block in blocks)
     return Plan(recipe, wiring, planned, kept, len(blocks), tied, max(inside), widths)
+
+
+def check(source: Checkpoint, model: nn.Module, wiring: Wiring, tied: bool) -> None:
+    """Every parameter of the model is in the files, in its shape. Raises BadRequest with the first that is not."""
+    for name, parameter in model.named_parameters():
+        if tied and name == f"{wiring.head}.weight":
+            continue
+        if name not in source.shapes:
+            raise BadRequest(f"The model lacks the tensor {name}; its files and its config.json disagree, download it again.")
+        if source.shapes[name] != tuple(parameter.shape):
+            told, wanted = source.shapes[name], tuple(parameter.shape)
+            raise BadRequest(f"{name} is {told} in the files but {wanted} by config.json; download the model again.")
 
 
 def plan_site(name: str, site: Site, recipe: Recipe | None, strict: bool) -> Planned | None:
@@ -122,7 +131,7 @@ def plan_site(name: str, site: Site, recipe: Recipe | None, strict: bool) -> Pla
         raise BadRequest(f"{name} cannot take this recipe: {why}; choose another group or grid.")
     found = recipe.rounding.metas(shape, (band,))
     if note:
-        even = stored_bits(found) - shape[0] * shape[1] * stored_rate(recipe)
+        even = stored_bits(metas(shape, (band,))) - shape[0] * shape[1] * stored_rate(recipe)
         note += f", {even / (shape[0] * shape[1]):+.2f} bits per weight"
     for correction in recipe.corrections:
         found += tuple(correction.metas(shape))
@@ -138,12 +147,13 @@ def stored_rate(recipe: Recipe) -> float:
 def plan_head(model: nn.Module, wiring: Wiring, recipe: Recipe, tied: bool, strict: bool) -> dict[str, Planned]:
     """The embedding, and the output head where it has a matrix of its own."""
     found = {}
-    simple = replace(recipe, rounding=Nearest(), corrections=())
     for name in (wiring.embed[0], wiring.head):
         site = Site.of(name, model.get_submodule(name))
         if site is None or (tied and name == wiring.head):
             continue
-        chosen = simple.of(name) if name == wiring.embed[0] or tied else recipe.of(name)
+        chosen = recipe.of(name)
+        if chosen is not None and name == wiring.embed[0]:
+            chosen = replace(chosen, rounding=Nearest(), corrections=())
         if (p := plan_site(name, site, chosen, strict)) is not None:
             found[name] = p
     return found

@@ -33,6 +33,12 @@ class Rule:
     rounding: Rounding | None = None
     corrections: tuple[Correction, ...] | None = None
 
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.match.removeprefix("re:") if self.match.startswith("re:") else "")
+        except re.error as error:
+            raise BadRequest(f"The rule {self.match!r} is no regular expression ({error}); mend it, or name the layer.") from None
+
     def matches(self, name: str) -> bool:
         if self.match.startswith("re:"):
             return re.fullmatch(self.match[3:], name) is not None
@@ -94,11 +100,13 @@ class Recipe:
     @classmethod
     def read(cls, path: str | Path) -> "Recipe":
         """From a .toml or .json file. Raises BadRequest naming the line or the part that is wrong."""
-        text = Path(path).read_text()
         try:
+            text = Path(path).read_text()
             value = tomllib.loads(text) if Path(path).suffix == ".toml" else json.loads(text)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise BadRequest(f"{path} cannot be read as a recipe: {error}.") from None
+        if not isinstance(value, dict):
+            raise BadRequest(f"{path} is not a recipe: it must be a table of parts such as grid and rounding.")
         try:
             return cls.from_dict(value)
         except TypeError as error:

@@ -33,9 +33,9 @@ def test_peak_memory_is_one_block_and_its_activations(tmp_path: Path) -> None:
     config.num_hidden_layers *= 4
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "deep")
     code = RUN.format(rows=ROWS, length=LENGTH)
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "deep"), str(tmp_path / "small")], capture_output=True, text=True
-    )
+    for out in ("first", "small"):  # the first run of a machine also compiles the loops, which takes memory of its own
+        command = [sys.executable, "-c", code, str(tmp_path / "deep"), str(tmp_path / out)]
+        done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     peak, block, widths, foretold = json.loads(done.stdout.splitlines()[-1])
     activations = 4 * ROWS * LENGTH * widths

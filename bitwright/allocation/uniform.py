@@ -20,6 +20,8 @@ class Uniform:
 
     def __call__(self, menus: Sequence[Menu], probe: Probe, price: Price, budget: int) -> Ints[Tensor, "u"]:
         common = sorted(set(menus[0]).intersection(*menus[1:]))
+        if not common:
+            raise BadRequest("The units have no number of levels in common, none can be used everywhere; use another allocation.")
 
         def everywhere(levels: int) -> Ints[Tensor, "u"]:
             return torch.full((len(menus),), levels)

@@ -114,5 +114,9 @@ class Known:
     def once(self, key: Hashable, derive: Callable[[], Any]) -> Any:
         """Derive something from the statistics once for all readers of this input (a factor, an eigenvalue)."""
         if key not in self.derived:
-            self.derived[key] = derive()
-        return self.derived[key]
+            before = len(self.notes)
+            self.derived[key] = (derive(), self.notes[before:])
+        value, remarks = self.derived[key]
+        for remark in remarks:  # what was said when it was derived holds for every reader
+            self.note(remark)
+        return value

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitwright.calibrate.stats import Known
-from bitwright.linalg import root
+from bitwright.linalg import dead_inputs, root
 from bitwright.terms.base import Json, Terms
 from bitwright.terms.low_rank import LowRank, low_rank_meta
 
@@ -40,6 +40,8 @@ class Lorc:
         rank, dtype = min(self.rank, *E.shape), getattr(torch, self.dtype)
         if rank == 0:
             return ()
+        if self.whiten:  # an input that never fires is worth no rank
+            E = E.masked_fill(dead_inputs(known.gram), 0)
         E = E.double()  # LAPACK's fp32 answers depend on where its work space happens to lie; rounded from fp64 they do not
         L = known.once("root", lambda: root(known.gram.double())) if self.whiten else None
         P, S, Q = leading(E if L is None else E @ L, rank)

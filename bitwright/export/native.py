@@ -49,6 +49,12 @@ class Directory:
                     f"{self.out} holds unfinished work of another model, recipe or data; repeat that command, or add --overwrite."
                 )
             return found
+        if resume and all(p.name == WORK or p.name.startswith("model-") for p in self.out.iterdir()):
+            return {}  # stopped before the first block was declared finished
+        if overwrite and not ((self.out / "bitwright.json").is_file() or (self.out / WORK).is_dir()):
+            raise BadRequest(
+                f"{self.out} holds files that bitwright did not write, --overwrite leaves them; choose another directory."
+            )
         if overwrite:
             shutil.rmtree(self.out)
             return {}

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from jaxtyping import Integer as Ints
 from torch import Tensor
 
+from bitwright.errors import BadRequest
 from bitwright.grids.base import Leaf, Params, weighted
 from bitwright.grids.fit import AbsMax, Fit
 from bitwright.grids.scales import Float as FloatScale
@@ -30,6 +31,10 @@ class Integer:
     by: Fit = AbsMax()
     scale: Scale = FloatScale()
     width = 1
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.levels <= 2**16:
+            raise BadRequest(f"A grid has 2 to 65536 levels (1 to 16 bits), not {self.levels}; choose a number in between.")
 
     @property
     def needs(self) -> tuple[str, ...]:

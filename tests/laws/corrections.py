@@ -1,5 +1,6 @@
 """Corrections: what they store was foretold, they read what they say, and neither units nor dead inputs lead them astray."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def test_terms_are_foretold_and_finite(correction: Any, problem: Any) -> None:
 
 def test_needs_names_every_statistic_that_is_read_and_no_other(correction: Any, problem: Any) -> None:
     E, (_, H) = noise(), problem(OUT, INP)
-    values = {name: H for name in correction.needs}
+    values = dict.fromkeys(correction.needs, H)
     assert len(correction(E, Known(dict(values)))) == 1
     for name in correction.needs:
         with pytest.raises(KeyError, match=name):
@@ -77,5 +78,8 @@ def test_no_rank_is_spent_on_dead_inputs(unit: float, problem: Any) -> None:
 def test_more_rank_never_leaves_more(problem: Any) -> None:
     E, (_, H) = noise(), problem(OUT, INP)
     for whiten in (True, False):
-        shares = [objective(E - decode(Lorc(m, whiten)(E, Known({"gram": H}))), H if whiten else torch.eye(INP)) for m in (1, 2, 4, 8, 16, 24)]
-        assert all(b <= a * (1 + 1e-3) for a, b in zip(shares, shares[1:]))
+        shares = [
+            objective(E - decode(Lorc(m, whiten)(E, Known({"gram": H}))), H if whiten else torch.eye(INP))
+            for m in (1, 2, 4, 8, 16, 24)
+        ]
+        assert all(b <= a * (1 + 1e-3) for a, b in pairwise(shares))

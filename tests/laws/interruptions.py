@@ -36,7 +36,9 @@ def full_at(number: int, real: Any, count: list[int]) -> Any:
 
 
 @pytest.mark.parametrize("name", ["gptq", "rtn"])
-def test_a_disk_that_is_full_at_any_write_is_told_and_resumed(name: str, tiny_llama: Any, tokens: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_disk_that_is_full_at_any_write_is_told_and_resumed(
+    name: str, tiny_llama: Any, tokens: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
     recipe, count = getattr(recipes, name)(group=32), [0]
     monkeypatch.setattr(native, "save_file", full_at(0, native.save_file, count))
     compress(tiny_llama(), recipe, tokens(), out=tmp_path / "whole")
