@@ -5,7 +5,7 @@ are those of the reference, operation for operation (no fast-math, no contractio
 matrix product round differently. Grids of vectors are left to the reference.
 """
 
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from bitwright.coder import Coder
 from bitwright.grids.base import points
 
 UNIFORM, ASCENDING, ANY = 0, 1, 2
+BEFORE = torch.get_num_threads()
 STARTED_WITH = get_num_threads()
+torch.set_num_threads(BEFORE)  # numba and torch share one OpenMP, and starting numba's threads changes torch's number
 
 
 def gptq_block(
@@ -27,8 +29,7 @@ def gptq_block(
     if not suits(block, coder):
         return None
     W, E = block.contiguous().clone(), torch.empty_like(block, memory_format=torch.contiguous_format)
-    set_num_threads(threads())
-    gptq_rows(W.numpy(), E.numpy(), U.contiguous().numpy(), *lattice(coder, torch.cat(steps)))
+    compiled(gptq_rows, W.numpy(), E.numpy(), U.contiguous().numpy(), *lattice(coder, torch.cat(steps)))
     return W, E
 
 
@@ -40,8 +41,8 @@ def descent(
     Q = Q.contiguous().clone()
     R = (W - Q) @ H
     order = torch.cat(coder.steps())
-    set_num_threads(threads())
-    descent_rows(
+    compiled(
+        descent_rows,
         W.contiguous().numpy(),
         Q.numpy(),
         R.numpy(),
@@ -53,9 +54,12 @@ def descent(
     return Q
 
 
-def threads() -> int:
-    """As many as torch uses, within what numba was started with."""
-    return max(1, min(torch.get_num_threads(), STARTED_WITH))
+def compiled(loop: Any, *arguments: Any) -> None:
+    """Run a loop on as many threads as torch uses, and leave torch's number as it was."""
+    count = torch.get_num_threads()
+    set_num_threads(max(1, min(count, STARTED_WITH)))
+    loop(*arguments)
+    torch.set_num_threads(count)
 
 
 def suits(W: Float[Tensor, "out inp"], coder: Coder) -> bool:
