@@ -178,6 +178,15 @@ def skeleton(config: Any) -> nn.Module:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
+def fill(module: nn.Module, source: Checkpoint, name: str, device: torch.device | None = None) -> None:
+    """Give a module without weights its weights, fp32."""
+    tensors = {n: t.to(device, torch.float32 if t.is_floating_point() else t.dtype) for n, t in source.below(name).items()}
+    wanted = {n for n, _ in module.named_parameters()}
+    module.load_state_dict({n: t for n, t in tensors.items() if n in wanted}, strict=False, assign=True)
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+
+
 def size_in_bytes(text: str) -> int:
     """`12MB`, `3.5GiB`, `900kB` or plain bytes. Raises BadRequest otherwise."""
     units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}

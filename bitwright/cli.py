@@ -63,8 +63,7 @@ def compress(
 ) -> None:
     """Compress MODEL into OUT, block by block, and report what it costs."""
     from bitwright.checkpoint import size_in_bytes
-    from bitwright.job import Job, text_windows
-    from bitwright.job import compress as run
+    from bitwright.job import Job, choose_device, text_windows
 
     if to != "native":
         raise BadRequest(f"The format {to!r} is not written yet; leave --format out to write the native one.")
@@ -76,11 +75,9 @@ def compress(
         return show_plan(job, samples * length, as_json)
     needs = job.plan.recipe.needs
     text = text_windows(model, data, samples, length, "calibration") if needs else None
+    job = Job.of(model, chosen, text, strict=strict)
     with console.progress() as bar:
-        _, report = run(
-            model, chosen, text, out=out, resume=resume, overwrite=overwrite, strict=strict, stats=stats,
-            batch=batch, device=device, progress=bar,
-        )  # fmt: skip
+        report = job.run(job.road(out, stats, batch, choose_device(device), bar), resume, overwrite)
     finish(out, report, model if judge else None, as_json)
 
 

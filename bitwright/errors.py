@@ -1,5 +1,12 @@
 """The two ways a run ends early on purpose. Anything else that escapes is a fault of ours (exit code 1)."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
 
 class BadRequest(Exception):
     """What was asked cannot be done; the message is one sentence with the cause and the remedy (exit code 2)."""
@@ -7,3 +14,17 @@ class BadRequest(Exception):
 
 class BrokenPromise(Exception):
     """The work was done but a budget or a gate does not hold (exit code 3)."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns "no space left" and its kin into a BadRequest; what is finished stays."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        code = getattr(error, "errno", None)
+        full = code in (errno.ENOSPC, errno.EDQUOT) or any(w in str(error) for w in ("os error 28", "No space", "os error 122"))
+        cause = "the disk is full" if full else str(error)
+        raise BadRequest(
+            f"Cannot write {path}: {cause}. What is finished is kept; make room and repeat the command with --resume."
+        ) from None

@@ -16,6 +16,7 @@ from torch import nn
 
 import bitwright
 from bitwright import index
+from bitwright.calibrate.collect import collect
 from bitwright.calibrate.data import Split, Windows
 from bitwright.calibrate.store import Store
 from bitwright.checkpoint import Checkpoint, open_checkpoint
@@ -23,14 +24,11 @@ from bitwright.errors import BadRequest
 from bitwright.export import native
 from bitwright.export.native import Directory
 from bitwright.plan import Plan, plan
+from bitwright.progress import Progress, silent
 from bitwright.recipe import Recipe
 from bitwright.report import Report
-from bitwright.road import Progress, Road
+from bitwright.road import Road
 from bitwright.wiring import Wiring
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """The progress of a library call: none."""
 
 
 def compress(
@@ -132,22 +130,27 @@ class Job:
             and (out.resolve() == self.source.root.resolve() or out.resolve() in self.source.root.resolve().parents)
         ):
             raise BadRequest(f"{out} holds the model that is being compressed; choose another directory.")
-        fingerprint = self.source.fingerprint()
+        fingerprint, needs = self.source.fingerprint(), self.plan.recipe.needs
         signature = self.signature(fingerprint, batch, stats is not None)
         directory = Directory(out, self.plan.blocks + 1, signature) if out else None
-        store = Store(stats, fingerprint, self.data_name()) if stats else None
+        store = Store(stats, fingerprint, self.data.sha256 if self.data else None) if stats and needs else None
         road = Road(self.source, self.plan, self.data, batch, device, progress, directory, store)
-        if self.plan.recipe.needs and self.data is None and not road.stored:
-            raise BadRequest(f"The recipe {self.plan.recipe.name!r} needs calibration data; give some with --data.")
+        if needs and self.data is None:
+            if store is None:
+                raise BadRequest(f"The recipe {self.plan.recipe.name!r} needs calibration data; give some with --data.")
+            if not store.full(self.plan.blocks, needs):
+                raise BadRequest(f"{stats} does not hold all statistics of this model; fill it by giving the data with --data.")
         return road
 
     def run(self, road: Road, resume: bool, overwrite: bool) -> Report:
-        begun = time.perf_counter()
+        begun, needs = time.perf_counter(), self.plan.recipe.needs
         for i, name in enumerate(self.source.shapes):  # NaN is refused now, not after hours
             self.source.tensor(name)
             road.progress("checking weights", i + 1, len(self.source.shapes))
         state = road.directory.begin(resume, overwrite) if road.directory else {}
         with torch.no_grad():
+            if road.store and self.data and not road.store.full(self.plan.blocks, needs):
+                collect(road.store, self.source, self.plan.wiring, self.data, needs, road.batch, road.device, road.progress)
             road.run(state)
         report = self.report(road, time.perf_counter() - begun)
         if road.directory:

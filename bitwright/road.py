@@ -6,30 +6,29 @@ Nothing turns back. Only one block holds weights at a time, and the rows are pus
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bitwright.calibrate.collect import head_moments
 from bitwright.calibrate.data import Windows
-from bitwright.calibrate.stats import Gram, Known
-from bitwright.calibrate.store import Store
-from bitwright.calibrate.stream import Rows, Tap, discover, embed, prefix_of, walk
-from bitwright.checkpoint import Checkpoint, skeleton
+from bitwright.calibrate.stats import Known
+from bitwright.calibrate.store import HEAD, Store
+from bitwright.calibrate.stream import Rows, discover, embed, walk
+from bitwright.checkpoint import Checkpoint, fill, skeleton
 from bitwright.coder import Coder
 from bitwright.export.native import Directory, flatten
 from bitwright.linalg import objective
 from bitwright.plan import Plan, Planned
+from bitwright.progress import Progress
 from bitwright.report import Row
 from bitwright.rounding.nearest import Nearest
 from bitwright.sites import Site, sites
 from bitwright.terms.base import Json, Terms, decode
-
-Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
 
 
 @dataclass(eq=False)
@@ -56,13 +55,12 @@ class Road:
         blocks = self.plan.wiring.block_list(model)
         outer = {n: Site.of(n, model.get_submodule(n)) for n in self.plan.sites if not self.inside(n)}
         for name in (*self.plan.wiring.embed, *self.plan.wiring.norm):
-            fill(model.get_submodule(name), self.source, name, torch.device("cpu"))
+            fill(model.get_submodule(name), self.source, name)
         coded = {n: self.solve(site, Known(), None) for n, site in outer.items() if site and n in self.plan.wiring.embed}
         stream = self.start(model, blocks, state.get("done", 0))
-        taps: list[Tap] = []
         for i in range(state.get("done", 0), len(blocks)):
             self.progress("compressing", i, len(blocks))
-            taps = self.block(blocks[i], i, stream, taps)
+            self.block(blocks[i], i, stream)
         self.progress("compressing", len(blocks), len(blocks))
         for name, site in outer.items():
             if site is not None and name not in coded:
@@ -72,7 +70,7 @@ class Road:
 
     def start(self, model: Any, blocks: nn.ModuleList, done: int) -> list[Rows]:
         """The rows before block `done`: embedded, or as an interrupted run left them. None where no data is walked."""
-        if not self.plan.recipe.needs or self.data is None or self.stored:
+        if not self.plan.recipe.needs or self.data is None or self.store is not None:
             return []
         stream = embed(model.base_model, blocks, self.data.ids, self.batch, self.double)
         if done and self.directory:
@@ -86,24 +84,19 @@ class Road:
         """Whether a statistic compares with the float teacher, which then walks along."""
         return "cross" in self.plan.recipe.needs
 
-    @cached_property
-    def stored(self) -> bool:
-        """Whether the store knows all there is to know, so that no data is read."""
-        return self.store is not None and all(self.store.has(i, self.plan.recipe.needs) for i in range(self.plan.blocks))
-
     def inside(self, name: str) -> bool:
         return name.startswith(f"{self.plan.wiring.blocks}.")
 
-    def block(self, block: nn.Module, i: int, stream: Sequence[Rows], like: Sequence[Tap]) -> list[Tap]:
-        """One block, from its weights to its shard. Returns its taps, which the next block is expected to share."""
+    def block(self, block: nn.Module, i: int, stream: Sequence[Rows]) -> None:
+        """One block, from its weights to its shard."""
         prefix = f"{self.plan.wiring.blocks}.{i}."
         fill(block, self.source, prefix[:-1], self.device)
         here = {n: s for n, s in sites(block, prefix).items() if n in self.plan.sites}
-        taps, terms = self.taps(block, here, stream, i, like), {}
-        for tap, known in self.visits(block, here, taps, stream, i):
-            for name in tap.readers:
+        terms = {}
+        for readers, known in self.visits(block, here, stream, i) if here else ():
+            for name in readers:
                 terms[name] = self.solve(here[name], known, i)
-                if self.store is None:
+                if stream:  # what comes next is calibrated on what was stored
                     here[name].put(decode(terms[name]))
         self.emit(i, terms, {n for n in self.plan.kept if n.startswith(prefix)})
         if self.directory:
@@ -113,49 +106,27 @@ class Road:
                 hidden(stream),
             )
         block.to("meta")
-        return taps
-
-    def taps(self, block: nn.Module, here: Mapping[str, Site], stream: Sequence[Rows], i: int, like: Sequence[Tap]) -> list[Tap]:
-        """Which sites share an input: found out by running a row, unless the block has the sites of the one before it."""
-        if not here:
-            return []
-        if self.store is not None and (known := self.store.taps(i)) is not None and not stream:
-            return known
-        if not stream:
-            return [Tap((name,)) for name in here]
-        old, new = f"{self.plan.wiring.blocks}.{i - 1}.", prefix_of(here, block)
-        moved = [Tap(tuple(n.replace(old, new, 1) for n in tap.readers)) for tap in like]
-        if {n for tap in moved for n in tap.readers} == set(here):
-            return moved
-        return discover(block, here, stream[0], i)
 
     def visits(
-        self, block: nn.Module, here: Mapping[str, Site], taps: Sequence[Tap], stream: Sequence[Rows], i: int
-    ) -> Iterator[tuple[Tap, Known]]:
-        """Every tap with what is known of it: nothing, what the store knows, or what the rows that stop there say."""
+        self, block: nn.Module, here: Mapping[str, Site], stream: Sequence[Rows], i: int
+    ) -> Iterator[tuple[Sequence[str], Known]]:
+        """Sites that share an input, with what is known of it: what the rows that stop there say, the store, or nothing."""
         needs = self.plan.recipe.needs
         if stream:
-            for tap, known in walk(block, here, taps, stream, i, needs):
-                if self.store is not None:
-                    self.store.put(tap, known)
-                yield tap, known
-            if self.store is not None:
-                self.store.close(i, taps)
-            return
-        for tap in taps:
-            found = self.store.known(tap, needs) if self.store is not None and needs else Known()
-            assert found is not None
-            found.values = {n: t.to(self.device) for n, t in found.values.items()}
-            yield tap, found
+            for tap, known in walk(block, here, discover(block, here, stream[0], i), stream, i, needs):
+                yield tap.readers, known
+        elif self.store is not None:
+            for tap in self.store.taps(i):
+                if readers := [n for n in tap.readers if n in here]:
+                    yield readers, self.store.known(tap, needs).to(self.device)
+        else:
+            yield from (((name,), Known()) for name in here)
 
     def after_blocks(self, model: Any, stream: Sequence[Rows]) -> Known:
-        """Second moments of what the output head reads."""
-        if not stream:
-            return Known()
-        norm, gram = model.get_submodule(self.plan.wiring.norm[-1]).to(self.device), Gram(stream[0].hidden.shape[-1])
-        for r in stream:
-            gram.add(norm(r.hidden).flatten(0, -2))
-        return Known({"gram": gram.value()})
+        """What is known of the input of the output head."""
+        if stream:
+            return head_moments(model, self.plan.wiring, stream)
+        return self.store.known(HEAD, ("gram",)).to(self.device) if self.store is not None else Known()
 
     def solve(self, site: Site, known: Known, block: int | None) -> Terms:
         """Round one matrix and write its line of the report."""
@@ -204,15 +175,6 @@ def compress_matrix(W: Float[Tensor, "out inp"], planned: Planned, known: Known)
 
 def measure(E: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"] | None) -> float:
     return float(E.square().sum(dtype=torch.float64)) if H is None else objective(E, H)
-
-
-def fill(module: nn.Module, source: Checkpoint, name: str, device: torch.device) -> None:
-    """Give a module without weights its weights, fp32."""
-    tensors = {n: t.to(device, torch.float32 if t.is_floating_point() else t.dtype) for n, t in source.below(name).items()}
-    wanted = {n for n, _ in module.named_parameters()}
-    module.load_state_dict({n: t for n, t in tensors.items() if n in wanted}, strict=False, assign=True)
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
 
 
 def hidden(stream: Sequence[Rows]) -> dict[str, Tensor]:

@@ -107,6 +107,9 @@ class Known:
             raise KeyError(f"the statistic {name!r} was not collected: the part that reads it must name it in `needs`")
         return self.values[name]
 
+    def to(self, device: torch.device) -> "Known":
+        return Known({name: value.to(device) for name, value in self.values.items()}, self.notes)
+
     def note(self, remark: str) -> None:
         if remark not in self.notes:
             self.notes.append(remark)

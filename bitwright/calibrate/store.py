@@ -1,8 +1,8 @@
-"""The statistics store: second moments of a model on a data set, on disk, for any number of later runs.
+"""The statistics store: moments of a model's inputs on a data set, on disk, for any number of later runs.
 
-What is stored are the moments of the *float* model's inputs, which no recipe changes; a run that uses the store therefore
-calibrates every layer on float inputs (the report says so), reads no data and runs no model once the store is full.
-One safetensors file per tap; the folder's name is a hash of model, data and nothing else.
+What is stored are the moments of the *float* model at every site and at the output head, which no recipe changes. The runs
+that use them read no data, run no model, and calibrate every layer on float inputs (the report says so). One safetensors file
+per tap, in a folder named by a hash of the model and, below it, one of the data.
 """
 
 import hashlib
@@ -11,47 +11,69 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.stream import Tap
+from bitwright.errors import BadRequest, writing
+
+HEAD = Tap(("head",))
 
 
 @dataclass(frozen=True)
 class Store:
-    """Statistics of one model (`model`: its fingerprint) on one data set (`data`: its hash) below `root`."""
+    """Statistics of a model (`model`: its fingerprint) below `root`, on the data of hash `data` or on the only data there is."""
 
     root: Path
     model: str
-    data: str
+    data: str | None
 
     @property
     def folder(self) -> Path:
-        return self.root / hashlib.sha256(f"{self.model} {self.data}".encode()).hexdigest()[:16]
+        """Raises BadRequest where no data is named and there is not exactly one data set."""
+        model = self.root / hashlib.sha256(self.model.encode()).hexdigest()[:16]
+        if self.data is not None:
+            return model / self.data[:16]
+        found = sorted(model.iterdir()) if model.is_dir() else []
+        if len(found) != 1:
+            raise BadRequest(f"{self.root} knows this model on {len(found)} data sets, not on one; give the data with --data.")
+        return found[0]
 
-    def taps(self, block: int) -> list[Tap] | None:
-        """The taps of a block in the order of their calls; None where the block is not complete."""
+    def taps(self, block: int) -> list[Tap]:
+        """The taps of a block in the order of their calls; none where the block was not collected."""
         path = self.folder / f"{block}.json"
-        return [Tap(tuple(readers)) for readers in json.loads(path.read_text())] if path.is_file() else None
+        return [Tap(tuple(readers)) for readers in json.loads(path.read_text())] if path.is_file() else []
 
-    def known(self, tap: Tap, needs: Sequence[str]) -> Known | None:
-        """The statistics of a tap; None where one of those needed is missing."""
+    def known(self, tap: Tap, needs: Sequence[str]) -> Known:
+        """The statistics of a tap. Raises KeyError where one of those needed is missing."""
+        values = self.values(tap)
+        return Known({name: values[name] for name in needs})
+
+    def values(self, tap: Tap) -> dict[str, torch.Tensor]:
         path = self.folder / f"{tap.name}.safetensors"
-        values = load_file(path) if path.is_file() else {}
-        return Known({name: values[name] for name in needs}) if set(needs) <= set(values) else None
+        return load_file(path) if path.is_file() else {}
 
     def has(self, block: int, needs: Sequence[str]) -> bool:
         taps = self.taps(block)
-        return taps is not None and all(self.known(tap, needs) is not None for tap in taps)
+        return bool(taps) and all(set(needs) <= set(self.values(tap)) for tap in taps)
+
+    def full(self, blocks: int, needs: Sequence[str]) -> bool:
+        return all(self.has(i, needs) for i in range(blocks)) and bool(self.values(HEAD))
 
     def put(self, tap: Tap, known: Known) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{tap.name}.safetensors"
-        kept = load_file(path) if path.is_file() else {}
         partial = path.with_suffix(".partial")
-        save_file({**kept, **{n: v.contiguous() for n, v in known.values.items()}}, partial)
-        partial.replace(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                save_file(self.values(tap) | {n: v.contiguous().cpu() for n, v in known.values.items()}, partial)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
 
     def close(self, block: int, taps: Sequence[Tap]) -> None:
         """Declare a block complete."""
-        (self.folder / f"{block}.json").write_text(json.dumps([tap.readers for tap in taps]))
+        path = self.folder / f"{block}.json"
+        with writing(path):
+            path.write_text(json.dumps([tap.readers for tap in taps]))

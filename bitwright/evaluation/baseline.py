@@ -21,8 +21,9 @@ from bitwright.calibrate.data import windows as draw
 from bitwright.errors import BadRequest
 from bitwright.evaluation.divergence import divergence
 from bitwright.evaluation.evaluation import Floor, Run
-from bitwright.evaluation.hidden import Hidden, Progress, head_of, hidden_states
+from bitwright.evaluation.hidden import Hidden, head_of, hidden_states
 from bitwright.evaluation.tasks import Answers, Items, answer, copy_items, text_items
+from bitwright.progress import Progress, silent
 
 FLOOR_WINDOWS = 8
 SAMPLES, LENGTH = 64, 512  # of the default windows
@@ -58,7 +59,7 @@ class Reading:
         questions: Questions,
         batch: int,
         path: str | Path | None = None,
-        progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> "Reading":
         head = head_of(model)
         hidden = hidden_states(model, windows.ids, batch, path, progress)
@@ -88,7 +89,7 @@ class Baseline:
         batch: int = 8,
         noise_floor: bool = True,
         path: str | Path | None = None,
-        progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> "Baseline":
         """Run the baseline once.
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from bitwright.errors import BadRequest
 from bitwright.evaluation.base import Score, block_mean, block_quantiles
-from bitwright.evaluation.hidden import Hidden, Progress, logits
+from bitwright.evaluation.hidden import Hidden, logits
+from bitwright.progress import Progress, silent
 
 CHUNK = 1 << 20  # logits of each model held at once
 LADDER = {"median": 0.5, "90": 0.9, "95": 0.95, "99": 0.99, "99.9": 0.999, "max": 1.0}
@@ -56,7 +57,7 @@ class Divergence:
 
 
 def surprise(
-    hidden: Hidden, head: nn.Module, ids: Int[Tensor, "rows length"], progress: Progress | None = None
+    hidden: Hidden, head: nn.Module, ids: Int[Tensor, "rows length"], progress: Progress = silent
 ) -> Float[np.ndarray, "rows scored"]:
     """-log p(next token) in nats, for tokens 1 .. length-1 of every window."""
     states, truth = hidden.states.flatten(0, 1), _next(ids)
@@ -74,7 +75,7 @@ def divergence(
     other: Hidden,
     other_head: nn.Module,
     ids: Int[Tensor, "rows length"],
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Tokens:
     """Compare two models on the same windows from their stored states.
 
@@ -125,14 +126,13 @@ def summarise(tokens: Tokens, draws: Float[np.ndarray, "times windows"]) -> Dive
     )
 
 
-def _chunks(head: nn.Module, hidden: Hidden, progress: Progress | None, what: str) -> Iterator[slice]:
+def _chunks(head: nn.Module, hidden: Hidden, progress: Progress, what: str) -> Iterator[slice]:
     """Slices of the flattened tokens, each with about `CHUNK` logits."""
     size = max(1, CHUNK // logits(head, hidden.states[0, :1], hidden.dtype).shape[1])
     rows, length, _ = hidden.states.shape
     for start in range(0, rows * length, size):
         yield slice(start, min(start + size, rows * length))
-        if progress:
-            progress(what, min(start + size, rows * length) // length, rows)
+        progress(what, min(start + size, rows * length) // length, rows)
 
 
 def _next(ids: Int[Tensor, "rows length"]) -> Int[Tensor, "tokens"]:

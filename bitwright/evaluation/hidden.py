@@ -10,7 +10,6 @@ Cost: rows * length * width * 4 bytes, in memory or in one safetensors file.
 
 import json
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bitwright.errors import BadRequest
-
-Progress = Callable[[str, int, int], None]  # what, done, of
+from bitwright.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def hidden_states(
     ids: Int[Tensor, "rows length"],
     batch: int = 8,
     path: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     what: str = "states",
 ) -> Hidden:
     """Run the body once over all windows.
@@ -95,8 +93,7 @@ def hidden_states(
                     if states is None:
                         states = _room((*ids.shape, seen.shape[-1]), path)
                     states[start : start + batch] = seen.float().cpu()
-                    if progress:
-                        progress(what, min(start + batch, len(ids)), len(ids))
+                    progress(what, min(start + batch, len(ids)), len(ids))
             finally:
                 hook.remove()
     finally:

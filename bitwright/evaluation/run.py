@@ -19,9 +19,9 @@ from bitwright.evaluation.baseline import Baseline, Questions, Reading, chosen
 from bitwright.evaluation.divergence import Tokens, divergence, summarise, surprise
 from bitwright.evaluation.evaluation import Data, Evaluation, Histogram, Perplexity, Task, verdict
 from bitwright.evaluation.flips import compare, holm
-from bitwright.evaluation.hidden import Progress
 from bitwright.evaluation.passages import passages
 from bitwright.evaluation.strata import strata
+from bitwright.progress import Progress, silent
 
 EDGES = tuple(round(-8 + i / 4, 2) for i in range(41))  # log10 of KL from 1e-8 to 1e2, four bins a decade
 
@@ -34,7 +34,7 @@ def evaluate(
     *,
     batch: int = 8,
     noise_floor: bool = True,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Measure a model; with `against`, also how far it is from that one.
 

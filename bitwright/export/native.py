@@ -4,7 +4,6 @@ Shards are written as blocks finish, each under a temporary name first. While th
 resumed run needs: the number of finished shards, their report rows, and the rows of the stream as they stood.
 """
 
-import errno
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitwright.checkpoint import header
-from bitwright.errors import BadRequest, BrokenPromise
+from bitwright.errors import BadRequest, BrokenPromise, writing
 from bitwright.terms.base import Json, Terms
 
 WORK = ".bitwright-resume"
@@ -74,9 +72,9 @@ class Directory:
         work = self.out / WORK
         if hidden:
             self.write(work / f"{done}.safetensors", hidden)
-        work.mkdir(parents=True, exist_ok=True)
         partial = work / "state.partial"
-        with told(work):
+        with writing(work):
+            work.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps({"signature": self.signature, "done": done, "rows": list(rows)}))
             partial.replace(work / "state.json")
         (work / f"{done - 1}.safetensors").unlink(missing_ok=True)
@@ -86,7 +84,7 @@ class Directory:
         return found
 
     def write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        with told(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
             try:
@@ -109,7 +107,7 @@ class Directory:
             raise BrokenPromise(
                 f"The ledger says {document['report']['bytes']} bytes, the files hold {total}: a fault of bitwright."
             )
-        with told(self.out):
+        with writing(self.out):
             index = {"metadata": {"total_size": total, "format": "pt"}, "weight_map": dict(sorted(where.items()))}
             (self.out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
             for path in files:
@@ -117,25 +115,6 @@ class Directory:
             (self.out / "config.json").write_text(json.dumps(config, indent=1))
             (self.out / "bitwright.json").write_text(json.dumps(document, indent=1))
         shutil.rmtree(self.out / WORK, ignore_errors=True)
-
-
-class told:
-    """Turns "no space left" and its kin into one sentence; what is finished stays."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, OSError | SafetensorError):
-            return
-        code = getattr(error, "errno", None)
-        full = code in (errno.ENOSPC, errno.EDQUOT) or any(w in str(error) for w in ("os error 28", "No space", "os error 122"))
-        cause = "the disk is full" if full else str(error)
-        raise BadRequest(
-            f"Cannot write {self.path}: {cause}. Finished blocks are kept; make room and repeat the command with --resume."
-        ) from None
 
 
 def flatten(terms: Mapping[str, Terms]) -> dict[str, Tensor]:
