@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from bitwright.errors import BadRequest
 
@@ -30,6 +30,7 @@ PARTS: dict[str, dict[str, str]] = {
     },
     "terms": {
         "coded": "bitwright.terms.coded:Coded",
+        "columns": "bitwright.terms.columns:Columns",
         "low_rank": "bitwright.terms.low_rank:LowRank",
         "sparse": "bitwright.terms.sparse:Sparse",
     },
@@ -118,4 +119,39 @@ def from_dict(value: Any) -> Any:
     known = {f.name for f in dataclasses.fields(kind)}
     if unknown := sorted(set(fields) - known):
         raise BadRequest(f"{use!r} has no field {unknown[0]!r}; it has {', '.join(sorted(known)) or 'none'}.")
-    return kind(**fields)
+    needed = (f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING)
+    if missing := [name for name in needed if name not in fields]:
+        raise BadRequest(f"{use!r} lacks the field {missing[0]!r}; add it.")
+    hints = get_type_hints(kind)
+    for name, given in fields.items():
+        if not suits(given, hints[name]):
+            raise BadRequest(f"The field {name!r} of {use!r} cannot be {to_dict(given)!r}; give {wanted(hints[name])}.")
+    try:
+        return kind(**fields)
+    except ValueError as error:
+        raise BadRequest(f"{use!r} cannot be made of these values: {error}.") from None
+
+
+def suits(value: Any, hint: Any) -> bool:
+    """Whether a value from a file is of the type that a field asks for."""
+    inner = get_args(hint)
+    if hint is Any:
+        return True
+    if get_origin(hint) is Literal:
+        return value in inner
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(suits(x, inner[0]) for x in value)
+    if inner:
+        return any(suits(value, kind) for kind in inner)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, int | float) if hint is float else isinstance(value, hint)
+
+
+def wanted(hint: Any) -> str:
+    """A type in words."""
+    if inner := [kind for kind in get_args(hint) if kind not in (type(None), ...)]:
+        words = ", ".join(repr(kind) if get_origin(hint) is Literal else wanted(kind) for kind in inner)
+        return {tuple: f"a list: each {words}", Literal: f"one of {words}"}.get(get_origin(hint), words)
+    plain = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return plain.get(hint) or f"a part of the kind {hint.__name__.lower()}"

@@ -22,9 +22,10 @@ def dead_inputs(H: Float[Tensor, "inp inp"]) -> Bool[Tensor, "inp"]:
 
 
 def damped(H: Float[Tensor, "inp inp"], share: float) -> Float[Tensor, "inp inp"]:
-    """H + share * mean(diag H) on the diagonal, and 1 where an input is dead: positive definite for any share > 0."""
-    diagonal = H.diagonal()
-    return H + torch.diag(torch.where(dead_inputs(H), 1.0, share * diagonal.mean()))
+    """H + share * mean(diag H) on the diagonal, and the mean where an input is dead: positive definite for any share > 0."""
+    mean = H.diagonal().mean()
+    mean = torch.where(mean > 0, mean, 1.0)
+    return H + torch.diag(torch.where(dead_inputs(H), mean, share * mean))
 
 
 def inverse_factor(H: Float[Tensor, "inp inp"], share: float, note: Callable[[str], None]) -> Float[Tensor, "inp inp"]:

@@ -168,10 +168,14 @@ def resolve_budget(recipe: Recipe, named: Mapping[str, Site]) -> Recipe:
     units = [n for n in named if recipe.of(n) is not None]
     weights = sum(prod(named[n].shape) for n in units)
 
+    alike: dict[Any, list[str]] = {}  # sites of one shape under one rule cost the same: one of them is planned
+    for n in units:
+        alike.setdefault((named[n].shape, next((r.match for r in recipe.rules if r.matches(n)), None)), []).append(n)
+
     def price(choice: torch.Tensor) -> int:
         trial = recipe.with_levels(int(choice[0]))
-        plans = (plan_site(n, named[n], trial.of(n), False) for n in units)
-        return sum(p.bits for p in plans if p)
+        plans = ((plan_site(ns[0], named[ns[0]], trial.of(ns[0]), False), len(ns)) for ns in alike.values())
+        return sum(p.bits * count for p, count in plans if p)
 
     def probe(choice: torch.Tensor) -> torch.Tensor:
         raise BadRequest("This allocation measures losses, which this version cannot do yet; use the uniform one.")

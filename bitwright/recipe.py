@@ -107,10 +107,7 @@ class Recipe:
             raise BadRequest(f"{path} cannot be read as a recipe: {error}.") from None
         if not isinstance(value, dict):
             raise BadRequest(f"{path} is not a recipe: it must be a table of parts such as grid and rounding.")
-        try:
-            return cls.from_dict(value)
-        except TypeError as error:
-            raise BadRequest(f"{path} is not a recipe: {error}.") from None
+        return cls.from_dict(value)
 
     def to_toml(self) -> str:
         """The recipe as a file that `read` takes."""

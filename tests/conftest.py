@@ -233,3 +233,17 @@ def tokens() -> Callable[..., Any]:
         return Windows(ids, ("noise",), zeros, ("noise",) * rows, zeros, "noise", "calibration", seed)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def linears() -> list[tuple[Tensor, Tensor]]:
+    """(W, H) of every linear of zoo:lm, H from 16 calibration windows through the float model."""
+    model = bitwright.load(zoo.path("lm"))
+    found = [m for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    grams = [Gram(m.in_features) for m in found]
+    for module, gram in zip(found, grams):
+        module.register_forward_pre_hook(lambda _, inputs, gram=gram: gram.add(inputs[0].flatten(0, -2)))
+    with torch.no_grad():
+        for rows in bitwright.calibration("zoo:lm", samples=16).ids.split(4):
+            model(rows)
+    return [(m.weight.detach().float(), gram.value()) for m, gram in zip(found, grams)]

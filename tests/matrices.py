@@ -1,7 +1,9 @@
 """What the laws of matrices share: problems, bands, and what it means for terms to be the same."""
 
+import copy
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitwright import index
 from bitwright.calibrate.stats import Known
@@ -48,3 +50,14 @@ def bands_of(kind: str, grid: Grid) -> list[Band]:
         "permuted": [Band(grid, Layout(2, 8), order)],
         "two": [Band(grid, Layout(1, 8), order[:24]), Band(Integer(16), Layout(None, None), order[24:])],
     }[kind]
+
+
+def rounded(model: nn.Module, bits: int, group: int = 32) -> nn.Module:
+    """Round to nearest on a symmetric absmax grid per group of columns: the plainest compression there is."""
+    model = copy.deepcopy(model)
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            x = weight.data.view(-1, group)
+            scale = x.abs().amax(1, keepdim=True).clamp_min(1e-12) / (2 ** (bits - 1) - 0.5)
+            x.copy_(((x / scale - 0.5).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) + 0.5) * scale)
+    return model

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bitwright.calibrate.stats import Known
 from bitwright.terms.base import Json, Terms
-from bitwright.terms.sparse import Sparse, sparse_meta
+from bitwright.terms.sparse import Sparse
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,10 @@ class Outliers:
         return ("gram",) if self.by_output else ()
 
     def __call__(self, E: Float[Tensor, "out inp"], known: Known) -> Terms:
-        count = outlier_count((E.shape[0], E.shape[1]), self.fraction)
+        count = Sparse.count((E.shape[0], E.shape[1]), self.fraction)
         rank = E * known.gram.diagonal().clamp_min(0).sqrt() if self.by_output else E
         return (Sparse.of(E, count, rank),) if count else ()
 
     def metas(self, shape: tuple[int, int]) -> tuple[Mapping[str, Json], ...]:
-        count = outlier_count(shape, self.fraction)
-        return (sparse_meta(shape, count),) if count else ()
-
-
-def outlier_count(shape: tuple[int, int], fraction: float) -> int:
-    return round(fraction * shape[0] * shape[1])
+        count = Sparse.count(shape, self.fraction)
+        return (Sparse.foretold(shape, count),) if count else ()

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from jaxtyping import Integer as Ints
 from torch import Tensor
 
+from bitwright.errors import BadRequest
 from bitwright.grids.base import Leaf, Params, nearest_point, weighted
 from bitwright.grids.fit import AbsMax, Fit
 from bitwright.grids.scales import Float as FloatScale
@@ -42,6 +43,10 @@ class Table:
     by: Fit = AbsMax()
     polish: int = 0
     scale: Scale = FloatScale()
+
+    def __post_init__(self) -> None:
+        if self.table not in TABLES:
+            raise BadRequest(f"There is no table {self.table!r}; choose one of {', '.join(TABLES)}.")
 
     @property
     def levels(self) -> int:

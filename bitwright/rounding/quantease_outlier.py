@@ -1,6 +1,6 @@
 """QuantEase, outlier-aware: codes and a sparse term found together (arXiv 2309.01885, Algorithm 3; card: quantease).
 
-    min ||W X - (Q + S) X||^2  with Q on the grid and at most s entries in S:
+    min ||W X - (Q + S) X||^2  with Q on the grid and at most s entries (or columns) in S:
     repeat   one coordinate-descent sweep on Q against W - S;   S <- top_s(S - eta (Q + S - W) H),  eta = 1 / (2 lambda_max(H))
 
 so that the outliers' places are optimised too, not guessed once. The range is placed on W - S after the s largest entries have
@@ -11,29 +11,30 @@ the result is never worse than its start. Costs s (16 + index) bits and one swee
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bitwright import index
 from bitwright.calibrate.stats import Known
 from bitwright.coder import Band, Coder
-from bitwright.corrections.outliers import outlier_count
 from bitwright.kernels import dispatch
 from bitwright.linalg import objective
 from bitwright.rounding.base import Rounding
 from bitwright.rounding.gptq import GPTQ
 from bitwright.terms.base import Json, Terms, decode
-from bitwright.terms.sparse import Sparse, sparse_meta
 
 
 @dataclass(frozen=True)
 class QuantEaseOutlier:
-    """A `fraction` of the entries in the sparse term; `iters` rounds; the codes begin where `first` leaves them."""
+    """A `fraction` of the weights in `term`: single entries or whole columns; the codes begin where `first` leaves them."""
 
     fraction: float = 0.01
     iters: int = 10
     step: float = 1.0
+    term: Literal["sparse", "columns"] = "sparse"
     first: Rounding = GPTQ()
 
     @property
@@ -41,11 +42,12 @@ class QuantEaseOutlier:
         return tuple(sorted({"gram", *self.first.needs}))
 
     def __call__(self, W: Float[Tensor, "out inp"], coder: Coder, known: Known, start: Terms | None = None) -> Terms:
-        count, H = outlier_count((W.shape[0], W.shape[1]), self.fraction), known.gram.to(W.dtype)
+        kind = index.resolve("terms", self.term)
+        count, H = kind.count((W.shape[0], W.shape[1]), self.fraction), known.gram.to(W.dtype)
         if count == 0:
             return self.first(W, coder, known, start)
         top = known.once("largest eigenvalue", lambda: float(torch.linalg.eigvalsh(H)[-1]))
-        sparse = Sparse.of(W, count)
+        sparse = kind.of(W, count)
         S = sparse.decode().to(W.dtype)
         coder = coder.again(W - S)
         best: Terms = (*self.first(W - S, coder, known), sparse)
@@ -54,12 +56,13 @@ class QuantEaseOutlier:
         for _ in range(self.iters):
             Q = dispatch.descent(W - S, Q, H, coder, False)
             loose = loose - self.step / (2 * max(top, 1e-30)) * ((Q + S - W) @ H)
-            sparse = Sparse.of(loose, count)
+            sparse = kind.of(loose, count)
             S = loose = sparse.decode().to(W.dtype)
             if (loss := objective(W - Q - S, H)) < least:
                 best, least = (*coder.terms(Q), sparse), loss
         return best
 
     def metas(self, shape: tuple[int, int], bands: Sequence[Band]) -> tuple[Mapping[str, Json], ...]:
-        count = outlier_count(shape, self.fraction)
-        return (*self.first.metas(shape, bands), *((sparse_meta(shape, count),) if count else ()))
+        kind = index.resolve("terms", self.term)
+        count = kind.count(shape, self.fraction)
+        return (*self.first.metas(shape, bands), *((kind.foretold(shape, count),) if count else ()))

@@ -22,6 +22,11 @@ class Sparse:
     columns: Ints[Tensor, "nnz"]
     values: Float[Tensor, "nnz"]
 
+    @staticmethod
+    def count(shape: tuple[int, int], fraction: float) -> int:
+        """How many entries a fraction of the weights is."""
+        return round(fraction * shape[0] * shape[1])
+
     @classmethod
     def of(cls, dense: Float[Tensor, "out inp"], count: int, rank: Float[Tensor, "out inp"] | None = None) -> "Sparse":
         """The `count` entries of `dense` that are largest in magnitude (of `rank`, if given), rounded to fp16."""
@@ -42,7 +47,12 @@ class Sparse:
         return {"ends": self.ends, "columns": self.columns, "values": self.values}
 
     def meta(self) -> dict[str, Json]:
-        return sparse_meta(self.shape, len(self.values))
+        return self.foretold(self.shape, len(self.values))
+
+    @staticmethod
+    def foretold(shape: tuple[int, int], count: int) -> dict[str, Json]:
+        """The meta of a term with so many entries."""
+        return {"kind": "sparse", "shape": list(shape), "count": count}
 
     @classmethod
     def spec(cls, meta: Mapping[str, Json]) -> Spec:
@@ -60,7 +70,3 @@ class Sparse:
 
 def index_type(columns: int) -> torch.dtype:
     return torch.uint8 if columns <= 2**8 else torch.int16 if columns <= 2**15 else torch.int32
-
-
-def sparse_meta(shape: tuple[int, int], count: int) -> dict[str, Json]:
-    return {"kind": "sparse", "shape": list(shape), "count": count}

@@ -1,6 +1,5 @@
 """Card accuracy-is-not-all-you-need: flips and statistics by hand, the closed-form error, order under compression."""
 
-import copy
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matrices import rounded
 from scipy.stats import binom, norm, spearmanr
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
@@ -172,17 +172,6 @@ def llama() -> LlamaForCausalLM:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=len(VOCABULARY), max_position_embeddings=128, initializer_range=0.3, **sizes)
     return LlamaForCausalLM(config).eval()
-
-
-def rounded(model: nn.Module, bits: int, group: int = 32) -> nn.Module:
-    """Round to nearest on a symmetric absmax grid per group of columns."""
-    model = copy.deepcopy(model)
-    for weight in model.parameters():
-        if weight.ndim == 2:
-            x = weight.data.view(-1, group)
-            scale = x.abs().amax(1, keepdim=True).clamp_min(1e-12) / (2 ** (bits - 1) - 0.5)
-            x.copy_(((x / scale - 0.5).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) + 0.5) * scale)
-    return model
 
 
 def test_answers_are_the_log_probabilities_of_the_options(text, tokenizer):

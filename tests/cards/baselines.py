@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import bitwright
-from bitwright import recipes, zoo
-from bitwright.calibrate.stats import Gram, Known
+from bitwright import recipes
+from bitwright.calibrate.stats import Known
 from bitwright.coder import Band, Coder
 from bitwright.evaluation import perplexity
 from bitwright.grids.fit import Mse
@@ -118,20 +118,6 @@ def test_ranges_by_search_lower_the_objective_of_gptq_on_heavy_tails(problem):
 
 
 # --- zoo:lm ------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def linears() -> list[tuple[Tensor, Tensor]]:
-    """(W, H) of every linear of zoo:lm, H from 16 calibration windows through the float model."""
-    model = bitwright.load(zoo.path("lm"))
-    found = [m for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
-    grams = [Gram(m.in_features) for m in found]
-    for module, gram in zip(found, grams):
-        module.register_forward_pre_hook(lambda _, inputs, gram=gram: gram.add(inputs[0].flatten(0, -2)))
-    with torch.no_grad():
-        for rows in bitwright.calibration("zoo:lm", samples=16).ids.split(4):
-            model(rows)
-    return [(m.weight.detach().float(), gram.value()) for m, gram in zip(found, grams)]
 
 
 @pytest.mark.acceptance

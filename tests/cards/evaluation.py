@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matrices import rounded
 from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -47,17 +48,6 @@ def llama(seed: int = 0, **extra: Any) -> LlamaForCausalLM:
         **extra,
     )
     return LlamaForCausalLM(config).eval()
-
-
-def rounded(model: nn.Module, bits: int, group: int = 32) -> nn.Module:
-    """Round to nearest on a symmetric absmax grid per group of columns: the plainest compression there is."""
-    model = copy.deepcopy(model)
-    for weight in model.parameters():
-        if weight.ndim == 2:
-            x = weight.data.view(-1, group)
-            scale = x.abs().amax(1, keepdim=True).clamp_min(1e-12) / (2 ** (bits - 1) - 0.5)
-            x.copy_(((x / scale - 0.5).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) + 0.5) * scale)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import bitwright
-from bitwright import zoo
-from bitwright.calibrate.stats import Gram, Known
+from bitwright.calibrate.stats import Known
 from bitwright.coder import Band, Coder
-from bitwright.corrections.outliers import Outliers, outlier_count
+from bitwright.corrections.outliers import Outliers
 from bitwright.grids.base import Grid
 from bitwright.grids.integer import Integer
 from bitwright.grids.table import Table
@@ -22,6 +20,7 @@ from bitwright.rounding.nearest import Nearest
 from bitwright.rounding.quantease import QuantEase
 from bitwright.rounding.quantease_outlier import QuantEaseOutlier
 from bitwright.terms.base import Terms, decode
+from bitwright.terms.sparse import Sparse
 
 ROWS = Layout(1, None)
 GRIDS = [Integer(4), Integer(8), Integer(16, symmetric=True), Table("nf4"), Table("e2m1"), Table("ternary"), TritPlanes()]
@@ -144,7 +143,7 @@ def outliers(W: Tensor, H: Tensor, iters: int = 10, layout: Layout = ROWS) -> tu
     rest = W - decode(taken)
     once = (*GPTQ()(rest, coder.again(rest), facts), *taken)
     together = QuantEaseOutlier(0.01, iters)(W, coder, facts)
-    assert int((together[-1].decode() != 0).sum()) == outlier_count((W.shape[0], W.shape[1]), 0.01)
+    assert int((together[-1].decode() != 0).sum()) == Sparse.count((W.shape[0], W.shape[1]), 0.01)
     none, once_loss, together_loss = (loss(W, terms, H) for terms in (GPTQ()(W, coder, facts), once, together))
     return none, once_loss, together_loss
 
@@ -167,21 +166,18 @@ def test_the_range_matters_more_than_the_places(problem):
         assert once < wide and wide - once > once - together
 
 
+def test_whole_columns_lie_between_no_outliers_and_single_ones(problem):
+    """The card's table: of the same number of weights, single ones help more. Both start from GPTQ and keep the best."""
+    for seed in range(4):
+        W, H = problem(48, 128, seed)
+        coder, facts = coder_of(W, Integer(8), ROWS), known(H)
+        columns = QuantEaseOutlier(0.03, term="columns")(W, coder, facts)
+        assert columns[-1].values.shape == (48, 4)
+        single = QuantEaseOutlier(4 / 128)(W, coder, facts)
+        assert loss(W, single, H) < loss(W, columns, H) < loss(W, GPTQ()(W, coder, facts), H)
+
+
 # --- zoo:lm ------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def linears() -> list[tuple[Tensor, Tensor]]:
-    """(W, H) of every linear of zoo:lm, H from 16 calibration windows through the float model."""
-    model = bitwright.load(zoo.path("lm"))
-    found = [m for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
-    grams = [Gram(m.in_features) for m in found]
-    for module, gram in zip(found, grams):
-        module.register_forward_pre_hook(lambda _, inputs, gram=gram: gram.add(inputs[0].flatten(0, -2)))
-    with torch.no_grad():
-        for rows in bitwright.calibration("zoo:lm", samples=16).ids.split(4):
-            model(rows)
-    return [(m.weight.detach().float(), gram.value()) for m, gram in zip(found, grams)]
 
 
 @pytest.mark.acceptance

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import bitwright
 from bitwright import recipes, zoo
-from bitwright.calibrate.stats import Gram, Known
+from bitwright.calibrate.stats import Known
 from bitwright.coder import Band, Coder
 from bitwright.corrections.lorc import Lorc
 from bitwright.evaluation import Baseline, evaluate
@@ -106,20 +106,6 @@ def test_the_full_rank_reproduces_the_matrix_and_rank_zero_is_nothing(whiten: bo
 
 
 # --- zoo:lm ------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def linears() -> list[tuple[Tensor, Tensor]]:
-    """(W, H) of every linear of zoo:lm, H from 16 calibration windows through the float model."""
-    model = bitwright.load(zoo.path("lm"))
-    found = [m for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
-    grams = [Gram(m.in_features) for m in found]
-    for module, gram in zip(found, grams):
-        module.register_forward_pre_hook(lambda _, inputs, gram=gram: gram.add(inputs[0].flatten(0, -2)))
-    with torch.no_grad():
-        for rows in bitwright.calibration("zoo:lm", samples=16).ids.split(4):
-            model(rows)
-    return [(m.weight.detach().float(), gram.value()) for m, gram in zip(found, grams)]
 
 
 @pytest.mark.acceptance

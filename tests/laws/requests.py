@@ -171,6 +171,31 @@ def test_recipe_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
             Recipe.read(path)
 
 
+WRONG = {
+    'grid = "integer"': "kind grid",
+    'grid = { use = "gptq" }': "kind grid",
+    'grid = { use = "integer", levels = "four" }': "whole number",
+    'grid = { use = "integer", levels = true }': "whole number",
+    'grid = { use = "integer", levels = 1 }': "levels",
+    'grid = { use = "table", table = "nf5" }': "nf4",
+    'layout = { use = "layout", cols = -8 }': "-8",
+    'rounding = { use = "gptq", order = "up" }': "'descending', 'natural'",
+    'rounding = { use = "chain" }': "lacks the field 'steps'",
+    'corrections = { use = "lorc" }': "a list",
+    'rules = [{ use = "rule" }]': "lacks the field 'match'",
+    'budget = "small"': "a number",
+    'head = "no"': "true or false",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_wrong_value_in_a_recipe_file_is_told(line: str, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(line)
+    with pytest.raises(BadRequest) as told:
+        Recipe.read(tmp_path / "r.toml")
+    assert WRONG[line] in str(told.value) and str(told.value).endswith(".")
+
+
 RULES = {
     "matches nothing": ({"match": "no_such_layer", "ignore": True}, "no_such_layer"),
     "is no expression": ({"match": "re:[", "ignore": True}, r"\["),

@@ -17,6 +17,7 @@ from bitwright.grids.base import Grid
 from bitwright.grids.integer import Integer
 from bitwright.layout import Layout
 from bitwright.terms import base, pack
+from bitwright.terms.columns import Columns
 from bitwright.terms.low_rank import LowRank
 from bitwright.terms.sparse import Sparse
 
@@ -40,6 +41,7 @@ EXAMPLES: dict[str, Callable[[], list[base.Term]]] = {
         for m in (1, 4)
         for kind in (torch.float16, torch.bfloat16, torch.float32)
     ],
+    "columns": lambda: [Columns.of(torch.randn(3, 7), count) for count in (0, 1, 7)],
     "sparse": lambda: [Sparse.of(torch.randn(3, inp), count) for inp in (7, 256, 257, 2**15, 2**15 + 1) for count in (0, 1, 20)],
 }
 
