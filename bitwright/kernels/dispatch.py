@@ -16,10 +16,11 @@ from torch import Tensor
 
 from bitwright.coder import Coder
 
-IMPLEMENTATIONS = {  # name -> module, and the devices it is imported for at all (None: any)
+SWEEP = {  # name -> module, and the kind of device it is imported for at all (None: any)
     "numba": ("bitwright.kernels.numba.sweep", "cpu"),
     "reference": ("bitwright.kernels.reference", None),
 }
+ENTRIES = {"gptq_block": SWEEP, "descent": SWEEP}
 _forced: ContextVar[str | None] = ContextVar("forced", default=None)
 
 
@@ -35,8 +36,8 @@ def only(name: str) -> Iterator[None]:
 
 def call(entry: str, *args: Any) -> Any:
     forced = _forced.get()
-    for module, device in [IMPLEMENTATIONS[forced]] if forced else IMPLEMENTATIONS.values():
-        if device in (None, args[0].device.type):
+    for name, (module, device) in ENTRIES[entry].items():
+        if name == forced or (forced is None and device in (None, args[0].device.type)):
             result = getattr(import_module(module), entry)(*args)
             if result is not None:
                 return result

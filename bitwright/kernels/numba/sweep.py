@@ -1,8 +1,8 @@
 """Column loops compiled for the CPU: rows in parallel, each row a loop over its columns with its errors in the cache.
 
-Two forms cover every scalar grid: equally spaced points (scale, zero, top code) and ascending points per group. The numbers
-are those of the reference, operation for operation (no fast-math, no contraction), so codes agree except where the sums of a
-matrix product round differently. Grids of vectors are left to the reference.
+Grids of scalars, as kernels/lattice.py writes them. The numbers are those of the reference, operation for operation (no
+fast-math, no contraction), so codes agree except where the sums of a matrix product round differently. Grids of vectors are
+left to the reference.
 """
 
 from typing import Any, no_type_check
@@ -15,9 +15,8 @@ from numba import get_num_threads, njit, prange, set_num_threads
 from torch import Tensor
 
 from bitwright.coder import Coder
-from bitwright.grids.base import points
+from bitwright.kernels.lattice import ASCENDING, UNIFORM, lattice, scalar
 
-UNIFORM, ASCENDING, ANY = 0, 1, 2
 BEFORE = torch.get_num_threads()
 STARTED_WITH = get_num_threads()
 torch.set_num_threads(BEFORE)  # numba and torch share one OpenMP, and starting numba's threads changes torch's number
@@ -29,7 +28,7 @@ def gptq_block(
     if not suits(block, coder):
         return None
     W, E = block.contiguous().clone(), torch.empty_like(block, memory_format=torch.contiguous_format)
-    compiled(gptq_rows, W.numpy(), E.numpy(), U.contiguous().numpy(), *lattice(coder, torch.cat(steps)))
+    compiled(gptq_rows, W.numpy(), E.numpy(), U.contiguous().numpy(), *arrays(coder, torch.cat(steps)))
     return W, E
 
 
@@ -49,7 +48,7 @@ def descent(
         H.contiguous().numpy(),
         order.numpy(),
         relaxed,
-        *lattice(coder, order),
+        *arrays(coder, order),
     )
     return Q
 
@@ -63,40 +62,11 @@ def compiled(loop: Any, *arguments: Any) -> None:
 
 
 def suits(W: Float[Tensor, "out inp"], coder: Coder) -> bool:
-    fine = W.device.type == "cpu" and W.dtype in (torch.float32, torch.float64)
-    return fine and all(band.grid.width == 1 and band.grid.levels <= 256 for band in coder.bands)
+    return W.device.type == "cpu" and W.dtype in (torch.float32, torch.float64) and scalar(coder)
 
 
-def lattice(coder: Coder, cols: Ints[Tensor, "b"]) -> tuple[np.ndarray, ...]:
-    """The coder's groups as arrays. Column j of `cols`, row r: group first[j] + r // rows[j] * across[j]."""
-    band, place = coder.home
-    kinds, counts, tables, firsts, rows, across, steps = [], [], [], [], [], [], []
-    base = 0
-    most = max([b.grid.levels for b in coder.bands if not hasattr(b.grid, "affine")], default=2)
-    for i, (b, p) in enumerate(zip(coder.bands, coder.params)):
-        groups = len(next(iter(p.values())))
-        if hasattr(b.grid, "affine"):
-            scale, zero = b.grid.affine(p)
-            table = torch.empty(groups, most)
-            table[:, :1], table[:, 1:2] = scale, zero
-            kinds.append(UNIFORM)
-        else:
-            table = torch.empty(groups, most)
-            table[:, : b.grid.levels] = points(b.grid, p)[..., 0]
-            kinds.append(ASCENDING if hasattr(b.grid, "table") else ANY)
-        block = b.layout.block(coder.inner(i))
-        counts.append(b.grid.levels)
-        tables.append(table)
-        firsts.append(base)
-        rows.append(block[0])
-        across.append(coder.inner(i)[1] // block[1])
-        steps.append(block[1])
-        base += groups
-    own = band[cols]
-    pick = lambda values: torch.tensor(values)[own]  # noqa: E731
-    first = pick(firsts) + place[cols] // pick(steps)
-    wide = [pick(kinds), pick(counts), first, pick(rows), pick(across)]
-    return (torch.cat(tables).numpy(), *(w.numpy() for w in wide))
+def arrays(coder: Coder, cols: Ints[Tensor, "b"]) -> tuple[np.ndarray, ...]:
+    return tuple(part.numpy() for part in lattice(coder, cols))
 
 
 @njit(cache=True, inline="always")
