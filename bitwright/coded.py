@@ -4,13 +4,17 @@ Buffers keep their stored types: moving a model to another device moves them, ca
 them (a scale rounded twice is not the scale the codes were chosen for).
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bitwright.kernels import dispatch
+from bitwright.kernels.packed import Packed
 from bitwright.terms import base
 from bitwright.terms.base import Json, Terms
 
@@ -35,15 +39,57 @@ class Held(nn.Module):
         return base.load(self.meta, {name: b for name, b in self._buffers.items() if b is not None})
 
 
+NUMBERS = itertools.count()
+MODULES: "WeakValueDictionary[int, CodedModule]" = WeakValueDictionary()
+
+
+@torch.library.custom_op("bitwright::product", mutates_args=())
+def product(x: Tensor, number: int, out: int) -> Tensor:
+    """x W^t for the module of a number: one opaque operator, so that compiled models keep our kernels."""
+    return dispatch.matmul(x, MODULES[number].packed())
+
+
+@product.register_fake
+def _(x: Tensor, number: int, out: int) -> Tensor:
+    return x.new_empty(len(x), out)
+
+
 class CodedModule(nn.Module):
     """A matrix [out, inp] that is a sum of terms, with the bias and orientation of the module it replaces."""
 
-    def __init__(self, metas: Sequence[dict[str, Json]]):
+    def __init__(self, metas: Sequence[dict[str, Json]], name: str):
         super().__init__()
         self.terms = nn.ModuleList(Held(meta) for meta in metas)
+        self.shape, self.name = tuple(metas[0]["shape"]), name
+        self.enlist()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.enlist()
+
+    def enlist(self) -> None:
+        """A number by which the operator below finds this module, also inside a compiled graph."""
+        self.number = next(NUMBERS)
+        self.cache: tuple[Any, Packed] | None = None
+        MODULES[self.number] = self
 
     def decoded(self) -> Terms:
         return tuple(held.term() for held in self.terms)  # type: ignore[operator]
+
+    def packed(self) -> Packed:
+        """The matrix as kernels want it, made anew where its tensors were replaced, moved or written to."""
+        tensors = [b for held in self.terms for b in held._buffers.values() if b is not None]
+        state = [(b.data_ptr(), b._version, b.device) for b in tensors]
+        if self.cache is None or self.cache[0] != state:
+            self.cache = state, Packed(self.decoded, self.shape[0], self.name)
+        return self.cache[1]
+
+    def product(self, x: Float[Tensor, "*batch inp"]) -> Float[Tensor, "*batch out"]:
+        """x W^t in the type of x. Where x asks for gradients, through the decoded matrix."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return nn.functional.linear(x, self.weight.to(x.dtype))
+        flat = product(x.reshape(-1, self.shape[1]), self.number, self.shape[0])
+        return flat.view(*x.shape[:-1], self.shape[0])
 
     @property
     def weight(self) -> Float[Tensor, "out inp"]:
@@ -52,25 +98,25 @@ class CodedModule(nn.Module):
 
 
 class CodedLinear(CodedModule):
-    """y = x W^T + b, W decoded in fp32 and cast to the type of x. Also stands in for Conv1D, whose weight is stored turned."""
+    """y = x W^T + b in the type of x. Also stands in for Conv1D, whose weight is stored turned."""
 
-    def __init__(self, metas: Sequence[dict[str, Json]], bias: nn.Parameter | None = None):
-        super().__init__(metas)
+    def __init__(self, metas: Sequence[dict[str, Json]], bias: nn.Parameter | None = None, name: str = "a layer"):
+        super().__init__(metas, name)
         self.register_parameter("bias", bias)
-        self.out_features, self.in_features = metas[0]["shape"]
+        self.out_features, self.in_features = self.shape
 
     def forward(self, x: Float[Tensor, "*batch inp"]) -> Float[Tensor, "*batch out"]:
-        bias = self._parameters["bias"]
-        return nn.functional.linear(x, self.weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        bias, y = self._parameters["bias"], self.product(x)
+        return y if bias is None else y + bias.to(x.dtype)
 
 
 class CodedEmbedding(CodedModule):
     """Rows of W by index, in the type the model computes in."""
 
-    def __init__(self, metas: Sequence[dict[str, Json]], dtype: torch.dtype):
-        super().__init__(metas)
+    def __init__(self, metas: Sequence[dict[str, Json]], dtype: torch.dtype, name: str = "an embedding"):
+        super().__init__(metas, name)
         self.dtype = dtype
-        self.num_embeddings, self.embedding_dim = metas[0]["shape"]
+        self.num_embeddings, self.embedding_dim = self.shape
 
     def forward(self, ids: Tensor) -> Tensor:
         return nn.functional.embedding(ids, self.weight.to(self.dtype))
@@ -88,7 +134,7 @@ class TiedHead(nn.Module):
         return self.tied[0].weight
 
     def forward(self, x: Float[Tensor, "*batch inp"]) -> Float[Tensor, "*batch out"]:
-        return nn.functional.linear(x, self.weight.to(x.dtype))
+        return self.tied[0].product(x)
 
 
 def install(model: nn.Module, terms: dict[str, list[dict[str, Json]]], tied_head: str | None = None) -> nn.Module:
@@ -96,9 +142,9 @@ def install(model: nn.Module, terms: dict[str, list[dict[str, Json]]], tied_head
     for name, metas in terms.items():
         old: Any = model.get_submodule(name)
         new = (
-            CodedEmbedding(metas, old.weight.dtype)
+            CodedEmbedding(metas, old.weight.dtype, name)
             if isinstance(old, nn.Embedding)
-            else CodedLinear(metas, getattr(old, "bias", None))
+            else CodedLinear(metas, getattr(old, "bias", None), name)
         )
         model.set_submodule(name, new)
     if tied_head:

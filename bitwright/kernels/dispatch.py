@@ -15,12 +15,17 @@ from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright.coder import Coder
+from bitwright.kernels.packed import Packed
 
 SWEEP = {  # name -> module, and the kind of device it is imported for at all (None: any)
     "numba": ("bitwright.kernels.numba.sweep", "cpu"),
     "reference": ("bitwright.kernels.reference", None),
 }
-ENTRIES = {"gptq_block": SWEEP, "descent": SWEEP}
+MATMUL = {
+    "numba": ("bitwright.kernels.numba.matmul", "cpu"),
+    "reference": ("bitwright.kernels.reference", None),
+}
+ENTRIES = {"gptq_block": SWEEP, "descent": SWEEP, "matmul": MATMUL}
 _forced: ContextVar[str | None] = ContextVar("forced", default=None)
 
 
@@ -56,3 +61,8 @@ def descent(
 ) -> Float[Tensor, "out inp"]:
     """One sweep of coordinate descent over all columns, from Q; relaxed sweeps leave the columns unsnapped."""
     return call("descent", W, Q, H, coder, relaxed)
+
+
+def matmul(x: Float[Tensor, "n inp"], packed: Packed) -> Float[Tensor, "n out"]:
+    """x W^t in the type of x."""
+    return call("matmul", x, packed)

@@ -3,9 +3,10 @@
 import torch
 from jaxtyping import Float
 from jaxtyping import Integer as Ints
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitwright.coder import Coder
+from bitwright.kernels.packed import Packed
 
 
 def gptq_block(
@@ -40,3 +41,7 @@ def descent(
         R -= (new - Q[:, cols]) @ H[cols]
         Q[:, cols] = new
     return Q
+
+
+def matmul(x: Float[Tensor, "n inp"], packed: Packed) -> Float[Tensor, "n out"]:
+    return nn.functional.linear(x, packed.weight().to(x.dtype))

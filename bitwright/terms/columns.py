@@ -36,6 +36,10 @@ class Columns:
         dense[:, self.places.long()] = self.values.float()
         return dense
 
+    def times(self, x: Float[Tensor, "n inp"]) -> Float[Tensor, "n out"]:
+        """x C^t, from the columns alone."""
+        return x[:, self.places.long()] @ self.values.to(x.dtype).T
+
     def tensors(self) -> dict[str, Tensor]:
         return {"places": self.places, "values": self.values}
 

@@ -37,6 +37,11 @@ class LowRank:
         a = self.a.float() if self.scale is None else self.a.float() * self.scale
         return a @ self.b.float()
 
+    def times(self, x: Float[Tensor, "n inp"]) -> Float[Tensor, "n out"]:
+        """x (a b)^t, through the thin side."""
+        inner = x @ self.b.to(x.dtype).T
+        return (inner if self.scale is None else inner * self.scale.to(x.dtype)) @ self.a.to(x.dtype).T
+
     def tensors(self) -> dict[str, Tensor]:
         return {"a": self.a, "b": self.b} | ({} if self.scale is None else {"scale": self.scale})
 

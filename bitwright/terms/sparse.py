@@ -37,11 +37,20 @@ class Sparse:
         return cls((dense.shape[0], dense.shape[1]), keep.sum(1).cumsum(0).int(), index, dense[keep].clamp(-MOST, MOST).half())
 
     def decode(self) -> Float[Tensor, "out inp"]:
-        starts = torch.cat([self.ends.new_zeros(1), self.ends[:-1]])
-        rows = torch.repeat_interleave(torch.arange(self.shape[0], device=self.ends.device), (self.ends - starts).long())
         dense = torch.zeros(self.shape, device=self.values.device)
-        dense[rows, self.columns.long()] = self.values.float()
+        dense[self.rows(), self.columns.long()] = self.values.float()
         return dense
+
+    def times(self, x: Float[Tensor, "n inp"]) -> Float[Tensor, "n out"]:
+        """x S^t, from the entries alone."""
+        rows, columns = self.rows(), self.columns.long()
+        parts = x[:, columns] * self.values.to(x.dtype)
+        return x.new_zeros(len(x), self.shape[0]).index_add_(1, rows, parts)
+
+    def rows(self) -> Ints[Tensor, "nnz"]:
+        """The row of every entry."""
+        starts = torch.cat([self.ends.new_zeros(1), self.ends[:-1]])
+        return torch.repeat_interleave(torch.arange(self.shape[0], device=self.ends.device), (self.ends - starts).long())
 
     def tensors(self) -> dict[str, Tensor]:
         return {"ends": self.ends, "columns": self.columns, "values": self.values}

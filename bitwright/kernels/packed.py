@@ -1,0 +1,66 @@
+"""A coded matrix as it is multiplied: its terms, and the form that a kernel has made of them, once.
+
+    y = sum over terms  x T^t :   codes through the kernel of the device, thin terms (low rank, sparse, columns) as they are
+
+A form takes about as much memory as the stored codes. It is made at the first call on a device and thrown away when the
+module's tensors are replaced or moved.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from jaxtyping import Integer as Ints
+from torch import Tensor
+
+from bitwright.kernels.planes import Plane, planes
+from bitwright.terms.base import Terms, decode
+from bitwright.terms.coded import Coded
+
+Made = tuple[Ints[Tensor, "k"] | None, list[Any]]  # the columns that a coded term reads, and its planes as a kernel wants them
+
+
+@dataclass(eq=False)
+class Packed:
+    """The terms of one matrix, loaded when asked for (unpacked, they are large); `name` is said where no kernel takes them."""
+
+    load: Callable[[], Terms]
+    out: int
+    name: str = "a layer"
+    forms: dict[str, list[Made] | None] = field(default_factory=dict)
+    thin: list[Any] = field(default_factory=list)
+
+    def weight(self) -> Float[Tensor, "out inp"]:
+        return decode(self.load())
+
+    def form(self, kernel: str, make: Callable[[Plane], Any], declines: Callable[[Plane], str | None]) -> list[Made] | None:
+        """Every coded term as a kernel makes it; None where it declines one, which is said once in a warning."""
+        if kernel not in self.forms:
+            try:
+                self.forms[kernel] = self.made(make, declines)
+            except NotImplementedError as why:
+                self.forms[kernel] = None
+                warnings.warn(f"{self.name} is decoded for every product: {why}.", stacklevel=2)
+        return self.forms[kernel]
+
+    def made(self, make: Callable[[Plane], Any], declines: Callable[[Plane], str | None]) -> list[Made]:
+        terms = self.load()
+        self.thin, made = [term for term in terms if not isinstance(term, Coded)], []
+        for term in terms:
+            if isinstance(term, Coded):
+                found = planes(term)
+                if why := next(filter(None, map(declines, found)), None):
+                    raise NotImplementedError(why)
+                made.append((None if term.columns is None else term.columns.long(), [make(plane) for plane in found]))
+        return made
+
+    def product(
+        self, x: Float[Tensor, "n inp"], made: Sequence[Made], codes: Callable[[Float[Tensor, "n k"], list[Any]], Tensor]
+    ) -> Float[Tensor, "n out"]:
+        """x W^t, `codes` multiplying by the planes of one term."""
+        parts = [codes(x if columns is None else x[:, columns], found) for columns, found in made]
+        parts += [term.times(x) for term in self.thin]
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]

@@ -1,0 +1,73 @@
+"""Codes as planes: the form in which every multiplication kernel takes them.
+
+    W^[r, j] = sum over planes  scale[r, g] * value(code[r, j]) - offset[r, g],      g the group of column j
+
+A plane's codes have 1, 2, 4 or 8 bits; its values are the codes themselves or a table's. Widths in between are sums of planes
+over the same groups (3 bits: 2 and 1, the upper one's scale times 4), and a trit-plane is a plane of 2 bits with offset one
+scale. So a kernel that knows these four widths knows every scalar grid.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from bitwright.terms.coded import Coded
+
+WIDTHS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}  # bits of a code, low ones first
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """Groups are `group` consecutive columns of one row. `table`: 2^bits values; None: a code is its own value."""
+
+    bits: int
+    group: int
+    codes: UInt8[Tensor, "out k"]
+    scale: Float[Tensor, "out g"]
+    offset: Float[Tensor, "out g"]
+    table: Float[Tensor, "values"] | None = None
+
+    def decode(self) -> Float[Tensor, "out k"]:
+        values = self.codes.float() if self.table is None else self.table[self.codes.long()]
+        parts = values.view(len(values), -1, self.group) * self.scale[..., None] - self.offset[..., None]
+        return parts.view(values.shape)
+
+
+def planes(term: Coded) -> tuple[Plane, ...]:
+    """The planes of a term. Raises NotImplementedError, in words, where it has none."""
+    grid: Any = term.grid
+    group = term.layout.block((term.shape[0], term.codes.shape[1]))[1]
+    if grid.width > 1 or grid.levels > 256:
+        raise NotImplementedError("its codes are vectors" if grid.width > 1 else "its codes have more than 8 bits")
+
+    def spread(leaf: Float[Tensor, "groups 1"]) -> Float[Tensor, "out g"]:
+        return leaf.view(term.tiles).repeat_interleave(term.shape[0] // term.tiles[0], 0)
+
+    if hasattr(grid, "affine"):
+        scale, zero = grid.affine(term.params)
+        return tuple(affine_planes(term.codes, group, spread(scale), spread(scale * zero), grid.levels))
+    scale = grid.scale.read(term.params["scale"])
+    if hasattr(grid, "patterns"):
+        trits = (grid.patterns(scale) + 1).to(torch.uint8)
+        parts = [(trits[:, k][term.codes.long()], spread(scale[:, k : k + 1])) for k in range(trits.shape[1])]
+        return tuple(Plane(2, group, codes, s, s) for codes, s in parts)
+    if hasattr(grid, "unit"):
+        bits = next(b for b in (1, 2, 4, 8) if grid.levels <= 2**b)
+        table = torch.zeros(2**bits, device=scale.device)
+        table[: grid.levels] = grid.unit(scale.device)[:, 0]
+        return (Plane(bits, group, term.codes, spread(scale), torch.zeros_like(spread(scale)), table),)
+    raise NotImplementedError("its grid is neither equally spaced nor a table")
+
+
+def affine_planes(
+    codes: UInt8[Tensor, "out k"], group: int, scale: Float[Tensor, "out g"], offset: Float[Tensor, "out g"], levels: int
+) -> list[Plane]:
+    found, low = [], 0
+    for bits in WIDTHS[(levels - 1).bit_length()]:
+        part = (codes >> low) & (2**bits - 1)
+        found.append(Plane(bits, group, part, scale * 2**low, offset if low == 0 else torch.zeros_like(offset)))
+        low += bits
+    return found

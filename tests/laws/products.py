@@ -1,0 +1,135 @@
+"""Products: packed codes multiply like the matrix they decode to, whatever the grid, the layout and the other terms."""
+
+import copy
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from matrices import bands_of
+from torch import Tensor
+
+from bitwright.coded import CodedLinear
+from bitwright.coder import Band, Coder
+from bitwright.grids.base import Grid
+from bitwright.grids.integer import Integer
+from bitwright.grids.table import Table
+from bitwright.grids.trit_planes import TritPlanes
+from bitwright.kernels import dispatch
+from bitwright.layout import Layout
+from bitwright.terms.base import Terms
+from bitwright.terms.columns import Columns
+from bitwright.terms.low_rank import LowRank
+from bitwright.terms.sparse import Sparse
+
+GRIDS = [Integer(n) for n in (2, 3, 4, 8, 9, 16, 32, 64, 128, 256)]
+GRIDS += [Integer(16, symmetric=True), Table("nf4"), Table("e2m1"), Table("ternary"), Table("binary"), TritPlanes(2), TritPlanes(3)]
+
+
+def module(terms: Terms) -> CodedLinear:
+    made = CodedLinear([t.meta() for t in terms], name="proj")
+    tensors = {f"terms.{i}.{name}": leaf.clone() for i, t in enumerate(terms) for name, leaf in t.tensors().items()}
+    made.load_state_dict(tensors, assign=True)
+    return made
+
+
+def coded(grid: Grid, layout: Layout, shape: tuple[int, int] = (72, 64)) -> Terms:
+    W = torch.randn(shape)
+    return Coder.fit(W, [Band(grid, layout)]).terms(W)
+
+
+def differ(linear: CodedLinear, x: Tensor, kernel: str = "numba") -> float:
+    """Against the decoded matrix in fp64, by the size that rounding works on: the norms of both factors."""
+    with torch.no_grad(), dispatch.only(kernel):
+        y = linear(x).double()
+    exact = x.double() @ linear.weight.double().T
+    return float(((y - exact).norm(dim=1) / (x.double().norm(dim=1) * linear.weight.norm())).max())
+
+
+@pytest.mark.parametrize("layout", [Layout(1, 16), Layout(1, None), Layout(8, 32), Layout(None, None)], ids=str)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_a_product_is_that_of_the_decoded_matrix(grid: Grid, layout: Layout) -> None:
+    linear = module(coded(grid, layout))
+    for tokens in (1, 5, 16):
+        assert differ(linear, torch.randn(tokens, 64)) < 1e-6
+
+
+@pytest.mark.parametrize("extra", ["low rank", "int8 factors", "sparse", "columns"])
+def test_other_terms_are_added(extra: str) -> None:
+    E = torch.randn(72, 64)
+    factors = torch.randn(72, 3), torch.randn(3, 64)
+    term = {
+        "low rank": lambda: LowRank.of(*factors, torch.float16),
+        "int8 factors": lambda: LowRank.of(*factors, torch.int8),
+        "sparse": lambda: Sparse.of(E, 40),
+        "columns": lambda: Columns.of(E, 3),
+    }[extra]()
+    assert differ(module((*coded(Integer(8), Layout(1, 16)), term)), torch.randn(4, 64)) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["permuted", "two"])
+def test_bands_read_their_own_columns(kind: str) -> None:
+    W = torch.randn(16, 32)
+    linear = module(Coder.fit(W, bands_of(kind, Integer(8))).terms(W))
+    assert differ(linear, torch.randn(2, 32)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_comes_back_in_its_own_type(dtype: torch.dtype) -> None:
+    linear, x = module(coded(Integer(16), Layout(1, 16))), torch.randn(3, 64).to(dtype)
+    with torch.no_grad():
+        assert linear(x).dtype == dtype
+    assert differ(linear, x) < torch.finfo(dtype).eps
+
+
+def test_what_no_kernel_takes_is_decoded_and_said_once() -> None:
+    linear, x = module(coded(Table("roots4"), Layout(1, 16))), torch.randn(2, 64)
+    with torch.no_grad(), pytest.warns(UserWarning, match=r"proj is decoded for every product: its codes are vectors\."):
+        y = linear(x)
+    assert torch.equal(y, x @ linear.weight.T)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        linear(x)
+
+
+def test_new_tensors_are_seen_and_copies_are_their_own() -> None:
+    one, other = module(coded(Integer(16), Layout(1, 16))), module(coded(Integer(16), Layout(1, 16)))
+    x = torch.randn(2, 64)
+    with torch.no_grad():
+        before, wanted, kept = one(x), other(x), copy.deepcopy(one)
+        one.load_state_dict(other.state_dict())
+        assert torch.equal(one(x), wanted)
+        assert torch.equal(kept(x), before)
+
+
+def test_many_tokens_and_gradients_go_through_the_decoded_matrix() -> None:
+    linear, x = module(coded(Integer(16), Layout(1, 16))), torch.randn(40, 64)
+    dense = x @ linear.weight.T
+    with torch.no_grad():
+        assert torch.equal(linear(x), dense)
+    few = torch.randn(2, 64, requires_grad=True)
+    linear(few).sum().backward()
+    assert torch.allclose(few.grad, linear.weight.sum(0).expand(2, -1))
+
+
+COMPILED = """
+import torch
+from bitwright.coded import CodedLinear
+from bitwright.coder import Band, Coder
+from bitwright.grids.integer import Integer
+from bitwright.layout import Layout
+
+(term,) = Coder.fit(torch.randn(72, 64), [Band(Integer(16), Layout(1, 16))]).terms(torch.randn(72, 64))
+linear, x = CodedLinear([term.meta()]), torch.randn(2, 5, 64)
+linear.load_state_dict({f"terms.0.{n}": t for n, t in term.tensors().items()}, assign=True)
+model = torch.nn.Sequential(linear, torch.nn.GELU())
+with torch.no_grad():
+    assert torch.equal(torch.compile(model, backend="aot_eager", fullgraph=True)(x), model(x))
+"""
+
+
+def test_a_compiled_model_keeps_the_operator_in_one_graph() -> None:
+    """In a process without the type checks of the tests, which cannot be traced."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
