@@ -16,11 +16,11 @@ from jaxtyping import Float
 from jaxtyping import Integer as Ints
 from torch import Tensor
 
-from bitwright.kernels.planes import Plane, planes
+from bitwright.kernels.planes import Plane, Widths, planes
 from bitwright.terms.base import Terms, decode
 from bitwright.terms.coded import Coded
 
-Made = tuple[Ints[Tensor, "k"] | None, list[Any]]  # the columns that a coded term reads, and its planes as a kernel wants them
+Made = tuple[Ints[Tensor, "_"] | None, list[Any]]  # the columns that a coded term reads, and its planes as a kernel wants them
 
 
 @dataclass(eq=False)
@@ -36,29 +36,31 @@ class Packed:
     def weight(self) -> Float[Tensor, "out inp"]:
         return decode(self.load())
 
-    def form(self, kernel: str, make: Callable[[Plane], Any], declines: Callable[[Plane], str | None]) -> list[Made] | None:
+    def form(
+        self, kernel: str, widths: Widths, make: Callable[[Plane], Any], declines: Callable[[Plane], str | None]
+    ) -> list[Made] | None:
         """Every coded term as a kernel makes it; None where it declines one, which is said once in a warning."""
         if kernel not in self.forms:
             try:
-                self.forms[kernel] = self.made(make, declines)
+                self.forms[kernel] = self.made(widths, make, declines)
             except NotImplementedError as why:
                 self.forms[kernel] = None
                 warnings.warn(f"{self.name} is decoded for every product: {why}.", stacklevel=2)
         return self.forms[kernel]
 
-    def made(self, make: Callable[[Plane], Any], declines: Callable[[Plane], str | None]) -> list[Made]:
+    def made(self, widths: Widths, make: Callable[[Plane], Any], declines: Callable[[Plane], str | None]) -> list[Made]:
         terms = self.load()
         self.thin, made = [term for term in terms if not isinstance(term, Coded)], []
         for term in terms:
             if isinstance(term, Coded):
-                found = planes(term)
+                found = planes(term, widths)
                 if why := next(filter(None, map(declines, found)), None):
                     raise NotImplementedError(why)
                 made.append((None if term.columns is None else term.columns.long(), [make(plane) for plane in found]))
         return made
 
     def product(
-        self, x: Float[Tensor, "n inp"], made: Sequence[Made], codes: Callable[[Float[Tensor, "n k"], list[Any]], Tensor]
+        self, x: Float[Tensor, "n inp"], made: Sequence[Made], codes: Callable[[Float[Tensor, "n _"], list[Any]], Tensor]
     ) -> Float[Tensor, "n out"]:
         """x W^t, `codes` multiplying by the planes of one term."""
         parts = [codes(x if columns is None else x[:, columns], found) for columns, found in made]

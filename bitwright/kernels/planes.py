@@ -2,11 +2,12 @@
 
     W^[r, j] = sum over planes  scale[r, g] * value(code[r, j]) - offset[r, g],      g the group of column j
 
-A plane's codes have 1, 2, 4 or 8 bits; its values are the codes themselves or a table's. Widths in between are sums of planes
-over the same groups (3 bits: 2 and 1, the upper one's scale times 4), and a trit-plane is a plane of 2 bits with offset one
-scale. So a kernel that knows these four widths knows every scalar grid.
+A plane's codes have 1, 2, 4 or 8 bits; its values are the codes themselves or a table's. A kernel says which widths it holds a
+code of b bits in (3 bits: one plane of 4, or one of 2 and one of 1 with its scale times 4); a trit-plane is a plane of 2 bits
+with an offset of one scale. So a kernel that knows these four widths knows every scalar grid.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from bitwright.terms.coded import Coded
 
-WIDTHS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}  # bits of a code, low ones first
+Widths = Mapping[int, tuple[int, ...]]  # bits of a code -> bits of the planes that hold it, low ones first
+DENSE: Widths = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,7 @@ class Plane:
         return parts.view(values.shape)
 
 
-def planes(term: Coded) -> tuple[Plane, ...]:
+def planes(term: Coded, widths: Widths) -> tuple[Plane, ...]:
     """The planes of a term. Raises NotImplementedError, in words, where it has none."""
     grid: Any = term.grid
     group = term.layout.block((term.shape[0], term.codes.shape[1]))[1]
@@ -48,14 +50,14 @@ def planes(term: Coded) -> tuple[Plane, ...]:
 
     if hasattr(grid, "affine"):
         scale, zero = grid.affine(term.params)
-        return tuple(affine_planes(term.codes, group, spread(scale), spread(scale * zero), grid.levels))
+        return tuple(affine_planes(term.codes, group, spread(scale), spread(scale * zero), widths[(grid.levels - 1).bit_length()]))
     scale = grid.scale.read(term.params["scale"])
     if hasattr(grid, "patterns"):
         trits = (grid.patterns(scale) + 1).to(torch.uint8)
         parts = [(trits[:, k][term.codes.long()], spread(scale[:, k : k + 1])) for k in range(trits.shape[1])]
         return tuple(Plane(2, group, codes, s, s) for codes, s in parts)
     if hasattr(grid, "unit"):
-        bits = next(b for b in (1, 2, 4, 8) if grid.levels <= 2**b)
+        (bits,) = widths[next(b for b in (1, 2, 4, 8) if grid.levels <= 2**b)]
         table = torch.zeros(2**bits, device=scale.device)
         table[: grid.levels] = grid.unit(scale.device)[:, 0]
         return (Plane(bits, group, term.codes, spread(scale), torch.zeros_like(spread(scale)), table),)
@@ -63,10 +65,14 @@ def planes(term: Coded) -> tuple[Plane, ...]:
 
 
 def affine_planes(
-    codes: UInt8[Tensor, "out k"], group: int, scale: Float[Tensor, "out g"], offset: Float[Tensor, "out g"], levels: int
+    codes: UInt8[Tensor, "out k"],
+    group: int,
+    scale: Float[Tensor, "out g"],
+    offset: Float[Tensor, "out g"],
+    widths: tuple[int, ...],
 ) -> list[Plane]:
     found, low = [], 0
-    for bits in WIDTHS[(levels - 1).bit_length()]:
+    for bits in widths:
         part = (codes >> low) & (2**bits - 1)
         found.append(Plane(bits, group, part, scale * 2**low, offset if low == 0 else torch.zeros_like(offset)))
         low += bits

@@ -6,7 +6,8 @@ not shifted out: with m_i the byte below field i + 1 (b & 3, b & 15, b & 63, b),
 
     sum_i x_i c_i = sum_i m_i (x_i / B^i - x_{i+1} / B^{i+1}),     B = 2^bits
 
-Scales and offsets meet the sum of a group, not its weights. Tables are looked up weight by weight.
+Scales and offsets meet the sum of a group, not its weights. Codes of 3 bits take 4 here, those of 5 to 7 take 8: the
+arithmetic of a second pass costs more than the bytes. Tables are looked up weight by weight, no faster than fp32.
 """
 
 from typing import Any, no_type_check
@@ -22,28 +23,29 @@ from bitwright.kernels.packed import Packed
 from bitwright.kernels.planes import Plane
 
 TILE = 64  # outputs
+WIDTHS = {1: (2,), 2: (2,), 3: (4,), 4: (4,), 5: (8,), 6: (8,), 7: (8,), 8: (8,)}  # one pass with idle bits beats two without
 MOST = 16  # tokens: beyond, decoding once and a library's product is faster
 
 
 def matmul(x: Float[Tensor, "n inp"], packed: Packed) -> Float[Tensor, "n out"] | None:
     if len(x) > MOST or x.device.type != "cpu" or not x.is_floating_point():
         return None
-    made = packed.form("numba", tiled, declines)
+    made = packed.form("numba", WIDTHS, tiled, declines)
     if made is None:
         return None
 
     def codes(part: Float[Tensor, "n _"], found: list[Any]) -> Float[Tensor, "n out"]:
-        y = np.zeros((len(part), len(found[0][1]) * TILE), np.float32)
+        y = np.zeros((len(part), len(found[0][2]) * TILE), np.float32)
         values = part.contiguous().numpy()
-        for group, *arrays in found:
-            compiled(gemv, values, values.reshape(len(part), -1, group).sum(2), y, group, *arrays)
+        for loop, group, *arrays in found:
+            compiled(loop, values, values.reshape(len(part), -1, group).sum(2), y, group, *arrays)
         return torch.from_numpy(y[:, : packed.out])
 
     return packed.product(x.float(), made, codes).to(x.dtype)
 
 
 def declines(plane: Plane) -> str | None:
-    return f"its groups of {plane.group} columns end inside a byte" if plane.group % (8 // plane.bits) else None
+    return f"its groups have {plane.group} columns, not a multiple of 4" if plane.group % 4 else None
 
 
 def tiled(plane: Plane) -> tuple[Any, ...]:
@@ -52,7 +54,8 @@ def tiled(plane: Plane) -> tuple[Any, ...]:
     shifts = torch.arange(0, 8, plane.bits, dtype=torch.uint8)
     data = (plane.codes.view(len(plane.codes), -1, fields) << shifts).sum(2, dtype=torch.uint8)
     table = np.empty(0, np.float32) if plane.table is None else plane.table.numpy()
-    return plane.group, *(lanes(part).numpy() for part in (data, plane.scale, plane.offset)), plane.bits, table
+    loop = (CODES if plane.table is None else TABLES)[plane.bits]
+    return loop, plane.group, *(lanes(part).numpy() for part in (data, plane.scale, plane.offset)), table
 
 
 def lanes(rows: Tensor) -> Tensor:
@@ -63,47 +66,91 @@ def lanes(rows: Tensor) -> Tensor:
     return full.view(tiles, TILE, -1).transpose(1, 2).contiguous()
 
 
-@njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
+@njit(inline="always")
 @no_type_check
-def gemv(x, sums, y, group, codes, scale, offset, bits, table):
-    """y [n, out] += x W^t for one plane; sums [n, groups] are those of x."""
-    fields = 8 // bits
-    base, mask = np.float32(1 / 2**bits), np.uint8(2**bits - 1)
-    bytes_of_group = group // fields
-    for t in prange(codes.shape[0]):
-        acc, f = np.empty(TILE, np.float32), np.zeros(9, np.float32)
-        for n in range(x.shape[0]):
-            for g in range(scale.shape[1]):
-                acc[:] = np.float32(0)
-                for c in range(g * bytes_of_group, (g + 1) * bytes_of_group):
-                    row = codes[t, c]
-                    if len(table):
-                        for i in range(fields):
-                            xi, shift = x[n, c * fields + i], np.uint8(i * bits)
-                            for l in range(TILE):
-                                acc[l] += xi * table[(row[l] >> shift) & mask]
-                        continue
-                    power = np.float32(1)
-                    for i in range(fields):
-                        f[i] = x[n, c * fields + i] * power
-                        power *= base
-                    f[fields] = np.float32(0)
-                    if bits == 8:
-                        for l in range(TILE):
-                            acc[l] += f[0] * np.float32(row[l])
-                    elif bits == 4:
-                        for l in range(TILE):
-                            acc[l] += (f[0] - f[1]) * np.float32(row[l] & 15) + f[1] * np.float32(row[l])
-                    elif bits == 2:
-                        for l in range(TILE):
-                            acc[l] += (f[0] - f[1]) * np.float32(row[l] & 3) + (f[1] - f[2]) * np.float32(row[l] & 15)
-                        for l in range(TILE):
-                            acc[l] += (f[2] - f[3]) * np.float32(row[l] & 63) + f[3] * np.float32(row[l])
-                    else:
-                        for i in range(0, 8, 2):
-                            a, b = f[i] - f[i + 1], f[i + 1] - f[i + 2]
-                            low, high = np.uint8((2 << i) - 1), np.uint8((4 << i) - 1)
-                            for l in range(TILE):
-                                acc[l] += a * np.float32(row[l] & low) + b * np.float32(row[l] & high)
+def add2(acc, codes, t, c, x, n, table):
+    """4 columns in a byte. Two short loops are faster than one that needs more registers."""
+    x0, x1 = x[n, 4 * c], x[n, 4 * c + 1] * np.float32(1 / 4)
+    x2, x3 = x[n, 4 * c + 2] * np.float32(1 / 16), x[n, 4 * c + 3] * np.float32(1 / 64)
+    f0, f1, f2 = x0 - x1, x1 - x2, x2 - x3
+    for l in range(TILE):
+        b = np.int32(codes[t, c, l])
+        acc[l] += f0 * np.float32(b & np.int32(3)) + f1 * np.float32(b & np.int32(15))
+    for l in range(TILE):
+        b = np.int32(codes[t, c, l])
+        acc[l] += f2 * np.float32(b & np.int32(63)) + x3 * np.float32(b)
+
+
+@njit(inline="always")
+@no_type_check
+def add4(acc, codes, t, c, x, n, table):
+    """4 columns in two bytes."""
+    x1, x3 = x[n, 4 * c + 1] * np.float32(1 / 16), x[n, 4 * c + 3] * np.float32(1 / 16)
+    x0, x2 = x[n, 4 * c] - x1, x[n, 4 * c + 2] - x3
+    for l in range(TILE):
+        a, b = np.int32(codes[t, 2 * c, l]), np.int32(codes[t, 2 * c + 1, l])
+        low = x0 * np.float32(a & np.int32(15)) + x2 * np.float32(b & np.int32(15))
+        acc[l] += low + x1 * np.float32(a) + x3 * np.float32(b)
+
+
+@njit(inline="always")
+@no_type_check
+def add8(acc, codes, t, c, x, n, table):
+    """4 columns in four bytes."""
+    x0, x1, x2, x3 = x[n, 4 * c], x[n, 4 * c + 1], x[n, 4 * c + 2], x[n, 4 * c + 3]
+    for l in range(TILE):
+        low = x0 * np.float32(codes[t, 4 * c, l]) + x1 * np.float32(codes[t, 4 * c + 1, l])
+        acc[l] += low + x2 * np.float32(codes[t, 4 * c + 2, l]) + x3 * np.float32(codes[t, 4 * c + 3, l])
+
+
+@njit(inline="always")
+@no_type_check
+def look2(acc, codes, t, c, x, n, table):
+    for l in range(TILE):
+        b = codes[t, c, l]
+        acc[l] += x[n, 4 * c] * table[b & 3] + x[n, 4 * c + 1] * table[(b >> 2) & 3]
+        acc[l] += x[n, 4 * c + 2] * table[(b >> 4) & 3] + x[n, 4 * c + 3] * table[b >> 6]
+
+
+@njit(inline="always")
+@no_type_check
+def look4(acc, codes, t, c, x, n, table):
+    for l in range(TILE):
+        a, b = codes[t, 2 * c, l], codes[t, 2 * c + 1, l]
+        acc[l] += x[n, 4 * c] * table[a & 15] + x[n, 4 * c + 1] * table[a >> 4]
+        acc[l] += x[n, 4 * c + 2] * table[b & 15] + x[n, 4 * c + 3] * table[b >> 4]
+
+
+@njit(inline="always")
+@no_type_check
+def look8(acc, codes, t, c, x, n, table):
+    for i in range(4):
+        for l in range(TILE):
+            acc[l] += x[n, 4 * c + i] * table[codes[t, 4 * c + i, l]]
+
+
+def gemv(add: Any) -> Any:
+    """y [n, out] += x W^t for one plane; sums [n, groups] are those of x; `add` does 4 columns of a tile."""
+
+    @njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
+    @no_type_check
+    def loop(x, sums, y, group, codes, scale, offset, table):
+        steps = group // 4
+        for t in prange(codes.shape[0]):
+            acc, total = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+            for n in range(x.shape[0]):
+                total[:] = np.float32(0)
+                for g in range(scale.shape[1]):
+                    acc[:] = np.float32(0)
+                    for c in range(g * steps, (g + 1) * steps):
+                        add(acc, codes, t, c, x, n, table)
+                    for l in range(TILE):
+                        total[l] += scale[t, g, l] * acc[l] - offset[t, g, l] * sums[n, g]
                 for l in range(TILE):
-                    y[n, t * TILE + l] += scale[t, g, l] * acc[l] - offset[t, g, l] * sums[n, g]
+                    y[n, t * TILE + l] += total[l]
+
+    return loop
+
+
+CODES = {2: gemv(add2), 4: gemv(add4), 8: gemv(add8)}
+TABLES = {2: gemv(look2), 4: gemv(look4), 8: gemv(look8)}
