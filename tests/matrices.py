@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from bitwright import index
 from bitwright.calibrate.stats import Known
+from bitwright.coded import CodedLinear
 from bitwright.coder import Band, Coder
 from bitwright.grids.base import Grid
 from bitwright.grids.integer import Integer
+from bitwright.kernels import dispatch
 from bitwright.layout import Layout
 from bitwright.linalg import objective
 from bitwright.terms.base import Terms, decode
@@ -61,3 +63,23 @@ def rounded(model: nn.Module, bits: int, group: int = 32) -> nn.Module:
             scale = x.abs().amax(1, keepdim=True).clamp_min(1e-12) / (2 ** (bits - 1) - 0.5)
             x.copy_(((x / scale - 0.5).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) + 0.5) * scale)
     return model
+
+
+def module(terms: Terms) -> CodedLinear:
+    made = CodedLinear([t.meta() for t in terms], name="proj")
+    tensors = {f"terms.{i}.{name}": leaf.clone() for i, t in enumerate(terms) for name, leaf in t.tensors().items()}
+    made.load_state_dict(tensors, assign=True)
+    return made
+
+
+def coded(grid: Grid, layout: Layout, shape: tuple[int, int] = (72, 64)) -> Terms:
+    W = torch.randn(shape)
+    return Coder.fit(W, [Band(grid, layout)]).terms(W)
+
+
+def differ(linear: CodedLinear, x: Tensor, kernel: str = "numba") -> float:
+    """Against the decoded matrix in fp64, by the size that rounding works on: the norms of both factors."""
+    with torch.no_grad(), dispatch.only(kernel):
+        y = linear(x).double()
+    exact = x.double() @ linear.weight.double().T
+    return float(((y - exact).norm(dim=1) / (x.double().norm(dim=1) * linear.weight.norm())).max())

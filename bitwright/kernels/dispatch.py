@@ -18,10 +18,12 @@ from bitwright.coder import Coder
 from bitwright.kernels.packed import Packed
 
 SWEEP = {  # name -> module, and the kind of device it is imported for at all (None: any)
+    "triton": ("bitwright.kernels.triton.sweep", "cuda"),
     "numba": ("bitwright.kernels.numba.sweep", "cpu"),
     "reference": ("bitwright.kernels.reference", None),
 }
 MATMUL = {
+    "triton": ("bitwright.kernels.triton.matmul", "cuda"),
     "numba": ("bitwright.kernels.numba.matmul", "cpu"),
     "reference": ("bitwright.kernels.reference", None),
 }

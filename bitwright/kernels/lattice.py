@@ -21,7 +21,8 @@ MOST = 256  # points of a grid
 class Lattice(NamedTuple):
     """Column j of the columns asked for, row r: group `first[j] + r // rows[j] * across[j]` of `table`.
 
-    A uniform group is (scale, zero, ...) with codes 0 .. levels-1; any other holds its `levels` points. Arrays are on the CPU.
+    A uniform group is (scale, zero, ...) with codes 0 .. levels-1; any other holds its `levels` points. The table lies
+    where the parameters do, all else on the CPU.
     """
 
     table: Float[Tensor, "groups most"]
@@ -44,9 +45,8 @@ def lattice(coder: Coder, cols: Ints[Tensor, "b"]) -> Lattice:
     base = 0
     most = max([b.grid.levels for b in coder.bands if not hasattr(b.grid, "affine")], default=2)
     for i, (b, p) in enumerate(zip(coder.bands, coder.params)):
-        p = {name: leaf.cpu() for name, leaf in p.items()}
-        groups = len(next(iter(p.values())))
-        table = torch.empty(groups, most)
+        some = next(iter(p.values()))
+        groups, table = len(some), torch.zeros(len(some), most, device=some.device)
         if hasattr(b.grid, "affine"):
             table[:, :1], table[:, 1:2] = b.grid.affine(p)
             kinds.append(UNIFORM)

@@ -7,44 +7,20 @@ import warnings
 
 import pytest
 import torch
-from matrices import bands_of
-from torch import Tensor
+from matrices import bands_of, coded, differ, module
 
-from bitwright.coded import CodedLinear
-from bitwright.coder import Band, Coder
+from bitwright.coder import Coder
 from bitwright.grids.base import Grid
 from bitwright.grids.integer import Integer
 from bitwright.grids.table import Table
 from bitwright.grids.trit_planes import TritPlanes
-from bitwright.kernels import dispatch
 from bitwright.layout import Layout
-from bitwright.terms.base import Terms
 from bitwright.terms.columns import Columns
 from bitwright.terms.low_rank import LowRank
 from bitwright.terms.sparse import Sparse
 
 GRIDS = [Integer(n) for n in (2, 3, 4, 8, 9, 16, 32, 64, 128, 256)]
 GRIDS += [Integer(16, symmetric=True), Table("nf4"), Table("e2m1"), Table("ternary"), Table("binary"), TritPlanes(2), TritPlanes(3)]
-
-
-def module(terms: Terms) -> CodedLinear:
-    made = CodedLinear([t.meta() for t in terms], name="proj")
-    tensors = {f"terms.{i}.{name}": leaf.clone() for i, t in enumerate(terms) for name, leaf in t.tensors().items()}
-    made.load_state_dict(tensors, assign=True)
-    return made
-
-
-def coded(grid: Grid, layout: Layout, shape: tuple[int, int] = (72, 64)) -> Terms:
-    W = torch.randn(shape)
-    return Coder.fit(W, [Band(grid, layout)]).terms(W)
-
-
-def differ(linear: CodedLinear, x: Tensor, kernel: str = "numba") -> float:
-    """Against the decoded matrix in fp64, by the size that rounding works on: the norms of both factors."""
-    with torch.no_grad(), dispatch.only(kernel):
-        y = linear(x).double()
-    exact = x.double() @ linear.weight.double().T
-    return float(((y - exact).norm(dim=1) / (x.double().norm(dim=1) * linear.weight.norm())).max())
 
 
 @pytest.mark.parametrize("layout", [Layout(1, 16), Layout(1, None), Layout(8, 32), Layout(None, None)], ids=str)
