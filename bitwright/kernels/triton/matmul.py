@@ -78,7 +78,7 @@ def code_product(x: Float[Tensor, "n k"], found: list[Any], out: int) -> Float[T
         blocks = words.shape[1]
         few_kernel[(tiles, split)](
             x, words, scale, offset, table, parts[at:], n, k, tiles * TILE, blocks, scale.shape[1],
-            SHARE=-(-blocks // split), GROUP=group, BITS=bits, WIDE=wide, LOOKUP=table is not None, num_warps=4, num_stages=4,
+            SHARE=-(-blocks // split), GROUP=group, BITS=bits, WIDE=wide, LOOKUP=table is not None, num_warps=1, num_stages=4,
             **assembly(bits if x.is_cuda and table is None else 0, x.dtype),
         )  # fmt: skip
         at += split
