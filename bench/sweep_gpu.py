@@ -60,7 +60,7 @@ def main() -> None:
             for name, rounding in (("gptq", GPTQ()), ("best", best().rounding)):
                 rounding(W[:64], Coder.fit(W[:64], coder.bands), Known({"gram": H}))  # compile
                 terms, seconds = timed(lambda r=rounding, W=W, coder=coder, H=H: r(W, coder, Known({"gram": H})))
-                again, warm = timed(lambda r=rounding, W=W, coder=coder, known=known: r(W, coder, known))
+                _, warm = timed(lambda r=rounding, W=W, coder=coder, known=known: r(W, coder, known))
                 rows.append(
                     {
                         "part": part,

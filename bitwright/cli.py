@@ -150,6 +150,8 @@ def show_plan(job: Any, tokens: int, as_json: bool) -> None:
 def finish(out: Path, report: Any, model: str | None, as_json: bool) -> None:
     """Measure if asked, write the report page beside the weights, print the table."""
     if model is not None:
+        from bitwright.measuring import measure
+
         report = report.with_scores(measure(str(out), model, "stdlib", 96, 512).to_json())
         report.write(out)
     from bitwright import page, table
@@ -162,21 +164,6 @@ def finish(out: Path, report: Any, model: str | None, as_json: bool) -> None:
     console.out.print(f"\nModel:  {out}\nReport: {out / 'report.html'}")
 
 
-def measure(model: str, against: str | None, data: str, samples: int, length: int) -> Any:
-    from transformers import AutoTokenizer
-
-    from bitwright.checkpoint import locate
-    from bitwright.evaluation import Baseline, evaluate
-    from bitwright.job import text_windows
-    from bitwright.loading import load
-
-    tokenizer = AutoTokenizer.from_pretrained(locate(against or model))
-    text = text_windows(against or model, data, samples, length, "evaluation")
-    with console.progress() as bar:
-        base = Baseline.of(load(locate(against)), text, tokenizer, progress=bar) if against else None
-        return evaluate(load(locate(model)), base, text, tokenizer, progress=bar)
-
-
 @app.command()
 def evaluate(
     model: Model,
@@ -185,11 +172,19 @@ def evaluate(
     samples: Samples = 96,
     length: Length = 512,
     file: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure tokens per second instead, beside --against.")] = False,
+    device: Annotated[str, typer.Option(help="Where --speed runs the models: auto, cpu or cuda.")] = "cpu",
 ) -> None:
     """Perplexity of MODEL; with --against, KL with tails, flips, intervals and the noise floor."""
     from bitwright import page, table
+    from bitwright.measuring import measure, measure_speed
     from bitwright.report import Report
 
+    if speed:
+        found = measure_speed(model, against, device)
+        if file is not None:
+            file.write_text(json.dumps(found, indent=1))
+        return table.speeds(found, console.out)
     scores = measure(model, against, data, samples, length).to_json()
     if file is not None:
         file.write_text(json.dumps(scores, indent=1))

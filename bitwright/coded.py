@@ -88,8 +88,10 @@ class CodedModule(nn.Module):
         """x W^t in the type of x. Where x asks for gradients, through the decoded matrix."""
         if torch.is_grad_enabled() and x.requires_grad:
             return nn.functional.linear(x, self.weight.to(x.dtype))
-        flat = product(x.reshape(-1, self.shape[1]), self.number, self.shape[0])
-        return flat.view(*x.shape[:-1], self.shape[0])
+        flat = x.reshape(-1, self.shape[1])
+        if torch.compiler.is_compiling():  # the operator costs as much as a small product
+            return product(flat, self.number, self.shape[0]).view(*x.shape[:-1], self.shape[0])
+        return dispatch.matmul(flat, self.packed()).view(*x.shape[:-1], self.shape[0])
 
     @property
     def weight(self) -> Float[Tensor, "out inp"]:

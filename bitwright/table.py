@@ -2,6 +2,7 @@
 
 show      what a report says, block by block        sites     every matrix
 scores    what `evaluate` found                     compare   several reports, by size
+speeds    what `evaluate --speed` found
 ledger    every stored tensor of a directory
 """
 
@@ -51,6 +52,18 @@ def show(report: Report, console: Console | None = None) -> None:
 def sites(report: Report, console: Console | None = None) -> None:
     """Every compressed matrix."""
     rows_table([summary.Sum(row.name, (row,)) for row in report.rows], console or Console(highlight=False), "matrix")
+
+
+def speeds(found: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
+    """What `evaluate --speed` found, the original first."""
+    out = console or Console(highlight=False)
+    first = next(iter(found.values()))
+    table = grid("model", "reading, tokens/s", "writing, tokens/s", "MB per token")
+    for name, speed in found.items():
+        pace = f"{speed['writing']:,.0f}" + (f" ({speed['writing'] / first['writing']:.2f}x)" if speed is not first else "")
+        table.add_row(name, f"{speed['reading']:,.0f}", pace, f"{speed['bytes_per_token'] / 1e6:,.2f}")
+    out.print(table)
+    say(out, f"One token at a time on {first['device']}, {first['threads']} threads, both models in turn.")
 
 
 def scores(found: Mapping[str, Any], console: Console | None = None) -> None:

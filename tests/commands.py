@@ -104,3 +104,13 @@ def test_list_names_every_room(run: Run) -> None:
 def test_help_teaches(run: Run) -> None:
     code, said, _ = run("compress", "--help")
     assert code == 0 and all(flag in said for flag in ("--budget", "--resume", "--dry-run", "--strict"))
+
+
+def test_speed_is_measured_beside_the_original(run: Run, tmp_path: Path) -> None:
+    """The numbers of one run say nothing; that both models ran, and that packed codes are what is read, does."""
+    assert run("compress", "zoo:lm", "-o", tmp_path / "out", "--recipe", "rtn", "--bits", "4")[0] == 0
+    code, said, _ = run("evaluate", tmp_path / "out", "--against", "zoo:lm", "--speed", "--json", tmp_path / "speed.json")
+    assert code == 0 and "writing, tokens/s" in said
+    original, small = json.loads((tmp_path / "speed.json").read_text()).values()
+    assert min(original["reading"], original["writing"], small["reading"], small["writing"]) > 0
+    assert small["bytes_per_token"] < 0.4 * original["bytes_per_token"]

@@ -36,6 +36,15 @@ class Packed:
     def weight(self) -> Float[Tensor, "out inp"]:
         return decode(self.load())
 
+    @property
+    def resident(self) -> int:
+        """Bytes that a product reads: of the form in use, or of the decoded matrix."""
+        forms = [made for made in self.forms.values() if made is not None]
+        if not forms:
+            return self.weight().numel() * 4
+        leaves = [leaf for _, found in forms[-1] for plane in found for leaf in plane if hasattr(leaf, "nbytes")]
+        return sum(leaf.nbytes for leaf in leaves) + sum(t.nbytes for term in self.thin for t in term.tensors().values())
+
     def form(
         self, kernel: str, widths: Widths, make: Callable[[Plane], Any], declines: Callable[[Plane], str | None]
     ) -> list[Made] | None:

@@ -18,12 +18,13 @@ from jaxtyping import Float
 from numba import njit, prange
 from torch import Tensor
 
-from bitwright.kernels.numba.sweep import compiled
+from bitwright.kernels.numba.sweep import STARTED_WITH, compiled
 from bitwright.kernels.packed import Packed
 from bitwright.kernels.planes import Plane
 
 TILE = 64  # outputs
 WIDTHS = {1: (2,), 2: (2,), 3: (4,), 4: (4,), 5: (8,), 6: (8,), 7: (8,), 8: (8,)}  # one pass with idle bits beats two without
+ALONE = 2**18  # bytes of codes that one thread has done before others are awake
 MOST = 16  # tokens: beyond, decoding once and a library's product is faster
 
 
@@ -34,14 +35,15 @@ def matmul(x: Float[Tensor, "n inp"], packed: Packed) -> Float[Tensor, "n out"] 
     if made is None:
         return None
 
-    def codes(part: Float[Tensor, "n _"], found: list[Any]) -> Float[Tensor, "n out"]:
-        y = np.zeros((len(part), len(found[0][2]) * TILE), np.float32)
-        values = part.contiguous().numpy()
-        for loop, group, *arrays in found:
-            compiled(loop, values, values.reshape(len(part), -1, group).sum(2), y, group, *arrays)
-        return torch.from_numpy(y[:, : packed.out])
+    return packed.product(x.float(), made, lambda part, found: codes_product(part, found, packed.out)).to(x.dtype)
 
-    return packed.product(x.float(), made, codes).to(x.dtype)
+
+def codes_product(x: Float[Tensor, "n k"], found: list[Any], out: int) -> Float[Tensor, "n out"]:
+    y, values = np.zeros((len(x), len(found[0][2]) * TILE), np.float32), x.contiguous().numpy()
+    for loop, group, *arrays in found:
+        threads = 1 if arrays[0].nbytes * len(x) < ALONE else STARTED_WITH
+        compiled(loop, values, values.reshape(len(x), -1, group).sum(2), y, group, *arrays, most=threads)
+    return torch.from_numpy(y[:, :out])
 
 
 def declines(plane: Plane) -> str | None:
@@ -106,19 +108,20 @@ def add8(acc, codes, t, c, x, n, table):
 @njit(inline="always")
 @no_type_check
 def look2(acc, codes, t, c, x, n, table):
-    for l in range(TILE):
-        b = codes[t, c, l]
-        acc[l] += x[n, 4 * c] * table[b & 3] + x[n, 4 * c + 1] * table[(b >> 2) & 3]
-        acc[l] += x[n, 4 * c + 2] * table[(b >> 4) & 3] + x[n, 4 * c + 3] * table[b >> 6]
+    for i in range(4):
+        x0, shift = x[n, 4 * c + i], np.uint8(2 * i)
+        for l in range(TILE):
+            acc[l] += x0 * table[(codes[t, c, l] >> shift) & 3]
 
 
 @njit(inline="always")
 @no_type_check
 def look4(acc, codes, t, c, x, n, table):
-    for l in range(TILE):
-        a, b = codes[t, 2 * c, l], codes[t, 2 * c + 1, l]
-        acc[l] += x[n, 4 * c] * table[a & 15] + x[n, 4 * c + 1] * table[a >> 4]
-        acc[l] += x[n, 4 * c + 2] * table[b & 15] + x[n, 4 * c + 3] * table[b >> 4]
+    for i in range(2):
+        x0, x1 = x[n, 4 * c + 2 * i], x[n, 4 * c + 2 * i + 1]
+        for l in range(TILE):
+            b = codes[t, 2 * c + i, l]
+            acc[l] += x0 * table[b & 15] + x1 * table[b >> 4]
 
 
 @njit(inline="always")

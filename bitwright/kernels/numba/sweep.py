@@ -53,10 +53,10 @@ def descent(
     return Q
 
 
-def compiled(loop: Any, *arguments: Any) -> None:
-    """Run a loop on as many threads as torch uses, and leave torch's number as it was."""
+def compiled(loop: Any, *arguments: Any, most: int = STARTED_WITH) -> None:
+    """Run a loop on as many threads as torch uses (`most` at most), and leave torch's number as it was."""
     count = torch.get_num_threads()
-    set_num_threads(max(1, min(count, STARTED_WITH)))
+    set_num_threads(max(1, min(count, most)))
     loop(*arguments)
     torch.set_num_threads(count)
 
