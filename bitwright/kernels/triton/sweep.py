@@ -1,11 +1,12 @@
-"""Column loops on a GPU: one program per few rows, a whole lazy block of columns in its registers.
+"""Column loops compiled for GPUs: a program holds a few rows of one block of columns in registers and walks the columns there.
 
-A register tile cannot be indexed by a running column, so column j is read as the sum of the tile under the mask j, which costs
-nothing beside the update of the tile itself. What lies right of a block is left to one matrix product per block, as in the
-reference; q, k and v or gate and up, stacked into one matrix, are one launch.
+What a column does to the rest of its block is done in the registers, at once; what a block does to the columns beyond it is one
+matrix product, by GPTQ itself and by `descent` here. Inside a block the numbers are those of the reference, operation for
+operation (divisions rounded, nothing contracted). Grids of scalars, as kernels/lattice.py writes them. Triton's interpreter runs
+the same loops on the CPU, slowly: that is how they are tested without a GPU.
 """
 
-from typing import no_type_check
+from typing import Any, no_type_check
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,12 +15,17 @@ import triton.language as tl
 from jaxtyping import Float
 from jaxtyping import Integer as Ints
 from torch import Tensor
+from triton.language import constexpr
 
 from bitwright.coder import Coder
-from bitwright.kernels.lattice import UNIFORM, lattice, scalar
+from bitwright.kernels import lattice
 
-ROWS, WIDEST, LAZY = 16, 256, 64  # rows of a program; columns it can hold; columns of a lazy block of descent
-KNOWN: "WeakKeyDictionary[Coder, tuple[Tensor, Tensor, int]]" = WeakKeyDictionary()
+BLOCK = 128  # columns that a descent updates lazily together
+WIDEST = 256  # columns of a block that registers hold
+ROWS = 16  # of a program: few, because columns come one after the other and only rows keep a GPU busy
+INTERPRETED = bool(triton.knobs.runtime.interpret)  # whether the loops below are compiled
+UNIFORM, ASCENDING = constexpr(lattice.UNIFORM), constexpr(lattice.ASCENDING)
+PLACED: WeakKeyDictionary[Coder, tuple[Tensor, Tensor, Tensor]] = WeakKeyDictionary()  # large tables, and many blocks of one coder
 
 
 def gptq_block(
@@ -27,13 +33,8 @@ def gptq_block(
 ) -> tuple[Float[Tensor, "out b"], Float[Tensor, "out b"]] | None:
     if not suits(block, coder) or block.shape[1] > WIDEST:
         return None
-    W, E, U = block.clone(memory_format=torch.contiguous_format), torch.empty_like(block).contiguous(), U.contiguous()
-    table, columns, points = on_device(coder, torch.cat(steps), block.device)
-    gptq_kernel[(triton.cdiv(len(W), ROWS),)](
-        W, E, U, table, columns, len(W), table.shape[1],
-        COUNT=W.shape[1], B=wide(W.shape[1]), R=ROWS, POINTS=points, ROUND=magic(W.dtype),
-    )  # fmt: skip
-    return W, E
+    table, columns, _ = placed(coder, block.device)
+    return launch(gptq_columns, table, columns[torch.cat(steps).to(block.device)], block, U)
 
 
 def descent(
@@ -41,124 +42,107 @@ def descent(
 ) -> Float[Tensor, "out inp"] | None:
     if not suits(W, coder):
         return None
+    table, columns, order = placed(coder, W.device)
     Q = Q.clone()
     R = (W - Q) @ H
-    for cols in torch.cat(coder.steps()).to(W.device).split(LAZY):
-        rest, values, change, target = (x[:, cols].contiguous() for x in (R, Q, Q, W))
-        table, columns, points = on_device(coder, cols, W.device)
-        descent_kernel[(triton.cdiv(len(W), ROWS),)](
-            target, values, rest, change, H[cols][:, cols].contiguous(), table, columns, len(W), table.shape[1],
-            COUNT=len(cols), B=wide(len(cols)), R=ROWS, POINTS=points, ROUND=magic(W.dtype), RELAXED=relaxed,
-        )  # fmt: skip
-        Q[:, cols] = values
-        R -= change @ H[cols]
+    for at in order.split(BLOCK):
+        pull = H[at]
+        Q[:, at], change = launch(descent_columns, table, columns[at], R[:, at], pull[:, at], W.T[at], Q.T[at], RELAXED=relaxed)
+        R.addmm_(change, pull, alpha=-1)
     return Q
 
 
 def suits(W: Float[Tensor, "out inp"], coder: Coder) -> bool:
-    runs = W.is_cuda or triton.knobs.runtime.interpret
-    return runs and W.dtype in (torch.float32, torch.float64) and scalar(coder)
+    return (W.is_cuda or INTERPRETED) and W.dtype in (torch.float32, torch.float64) and lattice.scalar(coder)
 
 
-def wide(count: int) -> int:
-    return max(16, triton.next_power_of_2(count))
+def placed(coder: Coder, device: torch.device) -> tuple[Float[Tensor, "g k"], Ints[Tensor, "inp 5"], Ints[Tensor, "inp"]]:
+    """On a device: a coder's table; of every column (kind, levels, first, rows, across); columns in the order of its steps."""
+    if coder not in PLACED or PLACED[coder][0].device != device:
+        table, *columns = lattice.lattice(coder, torch.arange(coder.shape[1]))
+        band, place = coder.home
+        order = (band * len(place) + place).argsort()
+        PLACED[coder] = table.to(device), torch.stack(columns, 1).int().to(device), order.to(device)
+    return PLACED[coder]
 
 
-def magic(dtype: torch.dtype) -> float:
-    """What added and taken away again leaves a number rounded to an integer, halves to even."""
-    return 1.5 * 2.0**23 if dtype == torch.float32 else 1.5 * 2.0**52
-
-
-def on_device(coder: Coder, cols: Ints[Tensor, "b"], device: torch.device) -> tuple[Tensor, Ints[Tensor, "b 5"], int]:
-    """All groups; kind, levels, first, rows and across of these columns; points of a table, 0 where all grids are uniform."""
-    if coder not in KNOWN:
-        found = lattice(coder, torch.arange(coder.shape[1]))
-        columns = torch.stack(found[1:], 1).int().to(device)
-        points = 0 if (found.kind == UNIFORM).all() else triton.next_power_of_2(found.table.shape[1])
-        KNOWN[coder] = found.table.to(device), columns, points
-    table, columns, points = KNOWN[coder]
-    return table, columns[cols.to(device)], points
-
-
-@triton.jit
-@no_type_check
-def snap(x, r, j, table, columns, most, POINTS: tl.constexpr, ROUND: tl.constexpr):
-    """Nearest storable values of column j, one per row."""
-    kind, levels = tl.load(columns + j * 5), tl.load(columns + j * 5 + 1)
-    first, rows, across = tl.load(columns + j * 5 + 2), tl.load(columns + j * 5 + 3), tl.load(columns + j * 5 + 4)
-    group = table + (first + r // rows * across) * most
-    scale, zero = tl.load(group), tl.load(group + 1)
-    if POINTS > 0:
-        scale = tl.where(kind == 0, scale, 1.0)
-    at = x / scale.to(x.dtype)
-    if x.dtype == tl.float32:
-        at = tl.div_rn(x, scale)
-    at = tl.minimum(tl.maximum(at, -65536.0), 65536.0)
-    code = ((at + ROUND) - ROUND).to(tl.float32) + zero
-    code = tl.minimum(tl.maximum(code, 0.0), levels.to(tl.float32) - 1.0)
-    value = scale * (code - zero)
-    if POINTS > 0:
-        p = tl.arange(0, POINTS)
-        listed = tl.load(group[:, None] + p[None, :], mask=p[None, :] < levels, other=float("inf"))
-        best = tl.argmin(tl.abs(listed.to(x.dtype) - x[:, None]), 1)
-        nearest = tl.sum(tl.where(p[None, :] == best[:, None], listed, 0.0), 1)
-        value = tl.where(kind == 0, value, nearest)
-    return value.to(x.dtype)
+def launch(
+    loop: Any, table: Float[Tensor, "g k"], columns: Ints[Tensor, "b 5"], tile: Float[Tensor, "out b"], *more: Tensor, **how: Any
+) -> tuple[Float[Tensor, "out b"], Float[Tensor, "out b"]]:
+    """Values of a block of columns, and their changes. What a loop touches column by column lies [b, out]: rows are neighbours."""
+    (out, b), most = tile.shape, table.shape[1]
+    values, changes = tile.new_empty(2, b, out)
+    inputs = [part.contiguous() for part in (table, columns, tile, *more)]
+    with torch.cuda.device_of(tile):
+        loop[(triton.cdiv(out, ROWS),)](*inputs, values, changes, out, most, b, ROWS=ROWS, **how, enable_fp_fusion=False)
+    return values.T, changes.T
 
 
 @triton.jit
 @no_type_check
-def column(tile, here):
-    return tl.sum(tl.where(here, tile, 0.0), 1)
+def gptq_columns(table, columns, tile, U, values, errors, out, most: constexpr, b: constexpr, ROWS: constexpr):
+    """`tile` is the weights as compensated so far. Beyond the last row it is repeated: one number is written twice."""
+    rows, at = tl.minimum(tl.program_id(0) * ROWS + tl.arange(0, ROWS), out + 0), tl.arange(0, triton.next_power_of_2(b))
+    W = tl.load(tile + rows[:, None] * b + at[None], mask=at[None] < b, other=0.0)
+    for j in range(b):
+        w = pick(W, at, j)
+        value = nearest(w, rows, table, columns + j * 5, most)
+        e = divide(w - value, tl.load(U + j * b + j))
+        W -= e[:, None] * tl.load(U + j * b + at, mask=at < b, other=0.0)[None]
+        tl.store(values + j * out + rows, value)
+        tl.store(errors + j * out + rows, e)
 
 
 @triton.jit
 @no_type_check
-def gptq_kernel(
-    W, E, U, table, columns, out, most,
-    COUNT: tl.constexpr, B: tl.constexpr, R: tl.constexpr, POINTS: tl.constexpr, ROUND: tl.constexpr,
-):  # fmt: skip
-    """W becomes the chosen values, E the errors to push on."""
-    r, c = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, B)
-    place, inside = r[:, None] * COUNT + c[None, :], (r[:, None] < out) & (c[None, :] < COUNT)
-    rows = tl.minimum(r, out - 1)
-    w = tl.load(W + place, mask=inside, other=0.0)
-    e = tl.zeros_like(w)
-    for j in range(COUNT):
-        here = c[None, :] == j
-        x = column(w, here)
-        value = snap(x, rows, j, table, columns, most, POINTS, ROUND)
-        error = (x - value) / tl.load(U + j * COUNT + j)
-        w -= error[:, None] * tl.load(U + j * COUNT + c, mask=(c > j) & (c < COUNT), other=0.0)[None, :]
-        w, e = tl.where(here, value[:, None], w), tl.where(here, error[:, None], e)
-    tl.store(W + place, w, mask=inside)
-    tl.store(E + place, e, mask=inside)
+def descent_columns(
+    table, columns, tile, H, W, Q, values, changes, out, most: constexpr, b: constexpr, RELAXED: constexpr, ROWS: constexpr
+):
+    """`tile` is R = (W - Q) H, W and Q lie transposed; see the loop above for the rows."""
+    rows, at = tl.minimum(tl.program_id(0) * ROWS + tl.arange(0, ROWS), out + 0), tl.arange(0, triton.next_power_of_2(b))
+    R = tl.load(tile + rows[:, None] * b + at[None], mask=at[None] < b, other=0.0)
+    for j in range(b):
+        w, q, h = tl.load(W + j * out + rows), tl.load(Q + j * out + rows), tl.load(H + j * b + j)
+        u = w + tl.where(h != 0, divide(pick(R, at, j) - (w - q) * h, tl.where(h != 0, h, 1.0)), 0.0)
+        value = u if RELAXED else nearest(u, rows, table, columns + j * 5, most)
+        R -= (value - q)[:, None] * tl.load(H + j * b + at, mask=at < b, other=0.0)[None]
+        tl.store(values + j * out + rows, value)
+        tl.store(changes + j * out + rows, value - q)
 
 
 @triton.jit
 @no_type_check
-def descent_kernel(
-    W, Q, REST, CHANGE, H, table, columns, out, most,
-    COUNT: tl.constexpr, B: tl.constexpr, R: tl.constexpr, POINTS: tl.constexpr, ROUND: tl.constexpr, RELAXED: tl.constexpr,
-):  # fmt: skip
-    """Q becomes the new values, CHANGE what they moved by; REST, (W - Q) H of these columns, follows every step."""
-    r, c = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, B)
-    place, inside = r[:, None] * COUNT + c[None, :], (r[:, None] < out) & (c[None, :] < COUNT)
-    rows = tl.minimum(r, out - 1)
-    w, q, rest = (
-        tl.load(W + place, mask=inside, other=0.0),
-        tl.load(Q + place, mask=inside, other=0.0),
-        tl.load(REST + place, mask=inside, other=0.0),
-    )
-    moved = tl.zeros_like(q)
-    for j in range(COUNT):
-        here = c[None, :] == j
-        h, x, old = tl.load(H + j * COUNT + j), column(w, here), column(q, here)
-        u = x + tl.where(h != 0, (column(rest, here) - (x - old) * h) / tl.where(h != 0, h, 1.0), 0.0)
-        if not RELAXED:
-            u = snap(u, rows, j, table, columns, most, POINTS, ROUND)
-        step = u - old
-        rest -= step[:, None] * tl.load(H + j * COUNT + c, mask=c < COUNT, other=0.0)[None, :]
-        q, moved = tl.where(here, u[:, None], q), tl.where(here, step[:, None], moved)
-    tl.store(Q + place, q, mask=inside)
-    tl.store(CHANGE + place, moved, mask=inside)
+def pick(tile, at, j):
+    """Column j: registers cannot be indexed, but a sum of one number and zeros is that number."""
+    return tl.sum(tl.where(at[None] == j, tile, 0.0), 1)
+
+
+@triton.jit
+@no_type_check
+def divide(x, y):
+    """Rounded to nearest; fp32's plain division on a GPU is not."""
+    return tl.div_rn(x, y) if x.dtype == tl.float32 else x / y
+
+
+@triton.jit
+@no_type_check
+def nearest(x, rows, table, column, most: constexpr):
+    """The nearest point to the x of each row; `column` is where (kind, levels, first, rows, across) of their column begin."""
+    kind, levels = tl.load(column), tl.load(column + 1)
+    group = tl.load(column + 2) + rows // tl.load(column + 3) * tl.load(column + 4)
+    start = table + group.to(tl.int64) * most
+    if kind == UNIFORM:
+        scale, zero = tl.load(start), tl.load(start + 1)
+        steps = tl.minimum(tl.maximum(divide(x, scale.to(x.dtype)), -zero), levels - 1 - zero)
+        beyond: constexpr = 1.5 * 2**23 if x.dtype == tl.float32 else 1.5 * 2**52  # so large that sums there are whole, ties even
+        point = scale * ((steps + beyond) - beyond).to(tl.float32)
+    else:
+        k = tl.arange(0, triton.next_power_of_2(most))[None]
+        points = tl.load(start[:, None] + k, mask=k < levels, other=float("inf"))
+        if kind == ASCENDING:  # every midpoint below x is a point passed; x on a midpoint stays at the lower point
+            after = tl.load(start[:, None] + k + 1, mask=k + 1 < levels, other=float("inf"))
+            code = tl.sum(((points + after) * 0.5 < x[:, None]).to(tl.int32), 1)
+        else:
+            code = tl.argmin(tl.abs(x[:, None] - points), 1)
+        point = tl.load(start + code)
+    return point.to(x.dtype)
