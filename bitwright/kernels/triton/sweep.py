@@ -82,7 +82,7 @@ def launch(
 @no_type_check
 def gptq_columns(table, columns, tile, U, values, errors, out, most: constexpr, b: constexpr, ROWS: constexpr):
     """`tile` is the weights as compensated so far. Beyond the last row it is repeated: one number is written twice."""
-    rows, at = tl.minimum(tl.program_id(0) * ROWS + tl.arange(0, ROWS), out + 0), tl.arange(0, triton.next_power_of_2(b))
+    rows, at = tl.minimum(tl.program_id(0) * ROWS + tl.arange(0, ROWS), out - 1), tl.arange(0, triton.next_power_of_2(b))
     W = tl.load(tile + rows[:, None] * b + at[None], mask=at[None] < b, other=0.0)
     for j in range(b):
         w = pick(W, at, j)
@@ -99,7 +99,7 @@ def descent_columns(
     table, columns, tile, H, W, Q, values, changes, out, most: constexpr, b: constexpr, RELAXED: constexpr, ROWS: constexpr
 ):
     """`tile` is R = (W - Q) H, W and Q lie transposed; see the loop above for the rows."""
-    rows, at = tl.minimum(tl.program_id(0) * ROWS + tl.arange(0, ROWS), out + 0), tl.arange(0, triton.next_power_of_2(b))
+    rows, at = tl.minimum(tl.program_id(0) * ROWS + tl.arange(0, ROWS), out - 1), tl.arange(0, triton.next_power_of_2(b))
     R = tl.load(tile + rows[:, None] * b + at[None], mask=at[None] < b, other=0.0)
     for j in range(b):
         w, q, h = tl.load(W + j * out + rows), tl.load(Q + j * out + rows), tl.load(H + j * b + j)
