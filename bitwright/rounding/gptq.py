@@ -73,7 +73,7 @@ class GPTQ:
             end = at + len(cols)
             q, e = dispatch.gptq_block(rest[:, at:end], U[at:end, at:end], coder, chunk)
             Q[:, cols.to(W.device)] = rest[:, at:end] = q
-            rest[:, end:] -= e @ U[at:end, end:]
+            rest[:, end:].addmm_(e, U[at:end, end:], alpha=-1)
             at, last = end, chunk[-1]
         return coder.terms(Q)
 
@@ -100,7 +100,12 @@ def ordered(coder: Coder, energy: Float[Tensor, "inp"], order: str) -> list[Ints
     steps, energy = coder.steps(), energy.cpu()
     if order == "natural":
         return steps
-    own = [float(energy[s].sum()) for s in steps]
+    widths = [len(s) for s in steps]
+    own = (
+        [float(part.sum()) for part in energy[torch.cat(steps)].split(widths)]
+        if max(widths) > 1
+        else energy[torch.cat(steps)].tolist()
+    )
     if order == "descending":
         return [steps[i] for i in sorted(range(len(steps)), key=lambda i: -own[i])]
     band, place = coder.home

@@ -17,6 +17,7 @@ from torch import Tensor
 from bitwright.coder import Coder
 from bitwright.kernels.lattice import ASCENDING, UNIFORM, lattice, scalar
 
+TILE = 64  # rows
 BEFORE = torch.get_num_threads()
 STARTED_WITH = get_num_threads()
 torch.set_num_threads(BEFORE)  # numba and torch share one OpenMP, and starting numba's threads changes torch's number
@@ -95,15 +96,37 @@ def snap(x, table, g, kind, count):
 @njit(parallel=True, cache=True)
 @no_type_check
 def gptq_rows(W, E, U, table, kind, count, first, rows, across):
-    """W [out, b] becomes the chosen values, E the errors to push on."""
-    for r in prange(W.shape[0]):
-        for j in range(W.shape[1]):
-            g = first[j] + r // rows[j] * across[j]
-            value = snap(W[r, j], table, g, kind[j], count[j])
-            e = (W[r, j] - value) / U[j, j]
-            W[r, j], E[r, j] = value, e
-            for k in range(j + 1, W.shape[1]):
-                W[r, k] -= e * U[j, k]
+    """W [out, b] becomes the chosen values, E the errors to push on. Some rows at a time, turned, so that a register holds the
+    same column of many rows."""
+    out, b = W.shape
+    for t in prange((out + TILE - 1) // TILE):
+        start, here = t * TILE, min(TILE, out - t * TILE)
+        w, e, v = np.zeros((b, TILE), W.dtype), np.zeros(TILE, W.dtype), np.zeros(TILE, np.float32)
+        scale, zero = np.ones(TILE, np.float32), np.zeros(TILE, np.float32)
+        for l in range(here):
+            for j in range(b):
+                w[j, l] = W[start + l, j]
+        for j in range(b):
+            top, pivot = np.float32(count[j] - 1), U[j, j]
+            if kind[j] == UNIFORM:
+                for l in range(here):
+                    g = first[j] + (start + l) // rows[j] * across[j]
+                    scale[l], zero[l] = table[g, 0], table[g, 1]
+                for l in range(TILE):
+                    code = np.rint(w[j, l] / scale[l]) + zero[l]
+                    v[l] = scale[l] * (np.float32(min(max(code, 0), top)) - zero[l])
+            else:
+                for l in range(here):
+                    g = first[j] + (start + l) // rows[j] * across[j]
+                    v[l] = snap(w[j, l], table, g, kind[j], count[j])
+            for l in range(TILE):
+                e[l] = (w[j, l] - v[l]) / pivot
+            for l in range(here):
+                W[start + l, j], E[start + l, j] = v[l], e[l]
+            for k in range(j + 1, b):
+                u = U[j, k]
+                for l in range(TILE):
+                    w[k, l] -= e[l] * u
 
 
 @njit(parallel=True, cache=True)
