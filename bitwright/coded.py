@@ -63,6 +63,9 @@ class CodedModule(nn.Module):
         self.shape, self.name = tuple(metas[0]["shape"]), name
         self.enlist()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "cache": None}  # a copy makes its own
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.enlist()
@@ -79,7 +82,7 @@ class CodedModule(nn.Module):
     def packed(self) -> Packed:
         """The matrix as kernels want it, made anew where its tensors were replaced, moved or written to."""
         tensors = [b for held in self.terms for b in held._buffers.values() if b is not None]
-        state = [(b.data_ptr(), b._version, b.device) for b in tensors]
+        state = [(b.data_ptr(), 0 if b.is_inference() else b._version, b.device) for b in tensors]
         if self.cache is None or self.cache[0] != state:
             self.cache = state, Packed(self.decoded, self.shape[0], self.name)
         return self.cache[1]

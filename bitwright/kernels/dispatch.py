@@ -4,10 +4,13 @@ Each entry tries its implementations in order; one declines by returning None (a
 The reference comes last and takes everything. A test forces one by name: `with only("reference"): ...`.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from jaxtyping import Float
@@ -44,11 +47,20 @@ def only(name: str) -> Iterator[None]:
 def call(entry: str, *args: Any) -> Any:
     forced = _forced.get()
     for name, (module, device) in ENTRIES[entry].items():
-        if name == forced or (forced is None and device in (None, args[0].device.type)):
+        if name == forced or (forced is None and device in (None, args[0].device.type) and there(name)):
             result = getattr(import_module(module), entry)(*args)
             if result is not None:
                 return result
     raise NotImplementedError(f"{forced or 'no implementation'} does not do {entry} on these arguments")
+
+
+@cache
+def there(name: str) -> bool:
+    """Whether an implementation's library is installed; that Triton is not is said once, for then a GPU runs the slow loops."""
+    if name != "triton" or find_spec("triton") is not None:
+        return True
+    warnings.warn("Triton is not installed: GPU work runs in plain torch, slowly; install triton.", stacklevel=2)
+    return False
 
 
 def gptq_block(

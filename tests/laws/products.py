@@ -109,3 +109,11 @@ def test_a_compiled_model_keeps_the_operator_in_one_graph() -> None:
     """In a process without the type checks of the tests, which cannot be traced."""
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_module_of_inference_mode_works_and_its_copy_starts_without_forms() -> None:
+    with torch.inference_mode():
+        linear, x = module(coded(Integer(16), Layout(1, 16))), torch.randn(2, 64)
+        wanted = linear(x)
+        again = copy.deepcopy(linear)
+        assert again.cache is None and torch.equal(again(x), wanted)
