@@ -84,7 +84,7 @@ class CodedModule(nn.Module):
         tensors = [b for held in self.terms for b in held._buffers.values() if b is not None]
         state = [(b.data_ptr(), 0 if b.is_inference() else b._version, b.device) for b in tensors]
         if self.cache is None or self.cache[0] != state:
-            self.cache = state, Packed(self.decoded, self.shape[0], self.name)
+            self.cache = state, Packed(self.decoded, self.shape, self.name)
         return self.cache[1]
 
     def product(self, x: Float[Tensor, "*batch inp"]) -> Float[Tensor, "*batch out"]:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.stream import Tap
+from bitwright.checkpoint import header
 from bitwright.errors import BadRequest, writing
 
 HEAD = Tap(("head",))
@@ -54,12 +55,17 @@ class Store:
         path = self.folder / f"{tap.name}.safetensors"
         return load_file(path) if path.is_file() else {}
 
+    def names(self, tap: Tap) -> set[str]:
+        """Of the statistics of a tap, without reading them."""
+        path = self.folder / f"{tap.name}.safetensors"
+        return {name for name, _, _ in header(path)} if path.is_file() else set()
+
     def has(self, block: int, needs: Sequence[str]) -> bool:
         taps = self.taps(block)
-        return bool(taps) and all(set(needs) <= set(self.values(tap)) for tap in taps)
+        return bool(taps) and all(set(needs) <= self.names(tap) for tap in taps)
 
     def full(self, blocks: int, needs: Sequence[str]) -> bool:
-        return all(self.has(i, needs) for i in range(blocks)) and bool(self.values(HEAD))
+        return all(self.has(i, needs) for i in range(blocks)) and bool(self.names(HEAD))
 
     def put(self, tap: Tap, known: Known) -> None:
         path = self.folder / f"{tap.name}.safetensors"

@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from bitwright.coded import CodedModule
+from bitwright.kernels.devices import finish
 from bitwright.progress import Progress, silent
 
 
@@ -77,8 +78,7 @@ def step(state: State) -> None:
 def timed(call: Any) -> float:
     begun = time.perf_counter()
     call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    finish()
     return time.perf_counter() - begun
 
 

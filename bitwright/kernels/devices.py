@@ -1,4 +1,4 @@
-"""Which devices there are: the one place that asks."""
+"""Which devices there are, and when they are done: the one place that asks."""
 
 import torch
 
@@ -17,3 +17,9 @@ def available(name: str) -> torch.device:
     if device.type != "cpu" and (present is None or present.type != device.type):
         raise BadRequest(f"The device {name!r} is not available here; use --device cpu, or install torch for it.")
     return device
+
+
+def finish() -> None:
+    """Wait for what an accelerator, if there is one, was given to do: before a clock is read."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()

@@ -28,7 +28,7 @@ class Packed:
     """The terms of one matrix, loaded when asked for (unpacked, they are large); `name` is said where no kernel takes them."""
 
     load: Callable[[], Terms]
-    out: int
+    shape: tuple[int, int]
     name: str = "a layer"
     forms: dict[str, list[Made] | None] = field(default_factory=dict)
     thin: list[Any] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Packed:
         """Bytes that a product reads: of the form in use, or of the decoded matrix."""
         forms = [made for made in self.forms.values() if made is not None]
         if not forms:
-            return self.weight().numel() * 4
+            return 4 * self.shape[0] * self.shape[1]
         leaves = [leaf for _, found in forms[-1] for plane in found for leaf in plane if hasattr(leaf, "nbytes")]
         return sum(leaf.nbytes for leaf in leaves) + sum(t.nbytes for term in self.thin for t in term.tensors().values())
 

@@ -100,12 +100,8 @@ def ordered(coder: Coder, energy: Float[Tensor, "inp"], order: str) -> list[Ints
     steps, energy = coder.steps(), energy.cpu()
     if order == "natural":
         return steps
-    widths = [len(s) for s in steps]
-    own = (
-        [float(part.sum()) for part in energy[torch.cat(steps)].split(widths)]
-        if max(widths) > 1
-        else energy[torch.cat(steps)].tolist()
-    )
+    which = torch.repeat_interleave(torch.arange(len(steps)), torch.tensor([len(s) for s in steps]))
+    own = energy.new_zeros(len(steps)).index_add_(0, which, energy[torch.cat(steps)]).tolist()
     if order == "descending":
         return [steps[i] for i in sorted(range(len(steps)), key=lambda i: -own[i])]
     band, place = coder.home

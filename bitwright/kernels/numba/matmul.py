@@ -35,7 +35,7 @@ def matmul(x: Float[Tensor, "n inp"], packed: Packed) -> Float[Tensor, "n out"] 
     if made is None:
         return None
 
-    return packed.product(x.float(), made, lambda part, found: codes_product(part, found, packed.out)).to(x.dtype)
+    return packed.product(x.float(), made, lambda part, found: codes_product(part, found, packed.shape[0])).to(x.dtype)
 
 
 def codes_product(x: Float[Tensor, "n k"], found: list[Any], out: int) -> Float[Tensor, "n out"]:

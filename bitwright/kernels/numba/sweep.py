@@ -1,4 +1,4 @@
-"""Column loops compiled for the CPU: rows in parallel, each row a loop over its columns with its errors in the cache.
+"""Column loops compiled for the CPU: rows in parallel, GPTQ's in tiles that stay in the cache, descent's one by one.
 
 Grids of scalars, as kernels/lattice.py writes them. The numbers are those of the reference, operation for operation (no
 fast-math, no contraction), so codes agree except where the sums of a matrix product round differently. Grids of vectors are

@@ -38,7 +38,7 @@ def matmul(x: Float[Tensor, "n inp"], packed: Packed) -> Float[Tensor, "n out"] 
     if made is None:
         return None
     many = decoded_product if len(x) > FEW else code_product
-    return packed.product(x, made, lambda part, found: many(part.contiguous(), found, packed.out))
+    return packed.product(x, made, lambda part, found: many(part.contiguous(), found, packed.shape[0]))
 
 
 def declines(plane: Plane) -> str | None:
