@@ -1,10 +1,10 @@
 """Codes as planes: the form in which every multiplication kernel takes them.
 
-    W^[r, j] = sum over planes  scale[r, g] * value(code[r, j]) - offset[r, g],      g the group of column j
+    W^[r, j] = sum over planes  scale[r, g] * (value(code[r, j]) - zero[r, g]),      g the group of column j
 
 A plane's codes have 1, 2, 4 or 8 bits; its values are the codes themselves or a table's. A kernel says which widths it holds a
 code of b bits in (3 bits: one plane of 4, or one of 2 and one of 1 with its scale times 4); a trit-plane is a plane of 2 bits
-with an offset of one scale. So a kernel that knows these four widths knows every scalar grid.
+with a zero of 1. So a kernel that knows these four widths knows every scalar grid.
 """
 
 from collections.abc import Mapping
@@ -29,12 +29,12 @@ class Plane:
     group: int
     codes: UInt8[Tensor, "out k"]
     scale: Float[Tensor, "out g"]
-    offset: Float[Tensor, "out g"]
+    zero: Float[Tensor, "out g"]
     table: Float[Tensor, "values"] | None = None
 
     def decode(self) -> Float[Tensor, "out k"]:
         values = self.codes.float() if self.table is None else self.table[self.codes.long()]
-        parts = values.view(len(values), -1, self.group) * self.scale[..., None] - self.offset[..., None]
+        parts = (values.view(len(values), -1, self.group) - self.zero[..., None]) * self.scale[..., None]
         return parts.view(values.shape)
 
 
@@ -50,12 +50,12 @@ def planes(term: Coded, widths: Widths) -> tuple[Plane, ...]:
 
     if hasattr(grid, "affine"):
         scale, zero = grid.affine(term.params)
-        return tuple(affine_planes(term.codes, group, spread(scale), spread(scale * zero), widths[(grid.levels - 1).bit_length()]))
+        return tuple(affine_planes(term.codes, group, spread(scale), spread(zero + 0 * scale), widths[(grid.levels - 1).bit_length()]))
     scale = grid.scale.read(term.params["scale"])
     if hasattr(grid, "patterns"):
         trits = (grid.patterns(scale) + 1).to(torch.uint8)
         parts = [(trits[:, k][term.codes.long()], spread(scale[:, k : k + 1])) for k in range(trits.shape[1])]
-        return tuple(Plane(2, group, codes, s, s) for codes, s in parts)
+        return tuple(Plane(2, group, codes, s, torch.ones_like(s)) for codes, s in parts)
     if hasattr(grid, "unit"):
         (bits,) = widths[next(b for b in (1, 2, 4, 8) if grid.levels <= 2**b)]
         table = torch.zeros(2**bits, device=scale.device)
@@ -68,12 +68,12 @@ def affine_planes(
     codes: UInt8[Tensor, "out k"],
     group: int,
     scale: Float[Tensor, "out g"],
-    offset: Float[Tensor, "out g"],
+    zero: Float[Tensor, "out g"],
     widths: tuple[int, ...],
 ) -> list[Plane]:
     found, low = [], 0
     for bits in widths:
         part = (codes >> low) & (2**bits - 1)
-        found.append(Plane(bits, group, part, scale * 2**low, offset if low == 0 else torch.zeros_like(offset)))
+        found.append(Plane(bits, group, part, scale * 2**low, zero if low == 0 else torch.zeros_like(zero)))
         low += bits
     return found

@@ -57,7 +57,7 @@ def tiled(plane: Plane) -> tuple[Any, ...]:
     data = (plane.codes.view(len(plane.codes), -1, fields) << shifts).sum(2, dtype=torch.uint8)
     table = np.empty(0, np.float32) if plane.table is None else plane.table.numpy()
     loop = (CODES if plane.table is None else TABLES)[plane.bits]
-    return loop, plane.group, *(lanes(part).numpy() for part in (data, plane.scale, plane.offset)), table
+    return loop, plane.group, *(lanes(part).numpy() for part in (data, plane.scale, plane.scale * plane.zero)), table
 
 
 def lanes(rows: Tensor) -> Tensor:
