@@ -42,11 +42,11 @@ class Packed:
         forms = [made for made in self.forms.values() if made is not None]
         if not forms:
             return 4 * self.shape[0] * self.shape[1]
-        leaves = [leaf for _, found in forms[-1] for plane in found for leaf in plane if hasattr(leaf, "nbytes")]
-        return sum(leaf.nbytes for leaf in leaves) + sum(t.nbytes for term in self.thin for t in term.tensors().values())
+        leaves = {id(leaf): leaf for _, found in forms[-1] for plane in found for leaf in plane if hasattr(leaf, "nbytes")}
+        return sum(leaf.nbytes for leaf in leaves.values()) + sum(t.nbytes for term in self.thin for t in term.tensors().values())
 
     def form(
-        self, kernel: str, widths: Widths, make: Callable[[Plane], Any], declines: Callable[[Plane], str | None]
+        self, kernel: str, widths: Widths, make: Callable[[Plane], list[Any]], declines: Callable[[Plane], str | None]
     ) -> list[Made] | None:
         """Every coded term as a kernel makes it; None where it declines one, which is said once in a warning."""
         if kernel not in self.forms:
@@ -57,7 +57,7 @@ class Packed:
                 warnings.warn(f"{self.name} is decoded for every product: {why}.", stacklevel=2)
         return self.forms[kernel]
 
-    def made(self, widths: Widths, make: Callable[[Plane], Any], declines: Callable[[Plane], str | None]) -> list[Made]:
+    def made(self, widths: Widths, make: Callable[[Plane], list[Any]], declines: Callable[[Plane], str | None]) -> list[Made]:
         terms = self.load()
         self.thin, made = [term for term in terms if not isinstance(term, Coded)], []
         for term in terms:
@@ -65,7 +65,7 @@ class Packed:
                 found = planes(term, widths)
                 if why := next(filter(None, map(declines, found)), None):
                     raise NotImplementedError(why)
-                made.append((None if term.columns is None else term.columns.long(), [make(plane) for plane in found]))
+                made.append((None if term.columns is None else term.columns.long(), [part for plane in found for part in make(plane)]))
         return made
 
     def product(

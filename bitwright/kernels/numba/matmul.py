@@ -50,14 +50,14 @@ def declines(plane: Plane) -> str | None:
     return f"its groups have {plane.group} columns, not a multiple of 4" if plane.group % 4 else None
 
 
-def tiled(plane: Plane) -> tuple[Any, ...]:
+def tiled(plane: Plane) -> list[tuple[Any, ...]]:
     """Group size, bytes [tiles, k bits / 8, 64], scales and offsets [tiles, groups, 64], bits, table."""
     fields = 8 // plane.bits
     shifts = torch.arange(0, 8, plane.bits, dtype=torch.uint8)
     data = (plane.codes.view(len(plane.codes), -1, fields) << shifts).sum(2, dtype=torch.uint8)
     table = np.empty(0, np.float32) if plane.table is None else plane.table.numpy()
     loop = (CODES if plane.table is None else TABLES)[plane.bits]
-    return loop, plane.group, *(lanes(part).numpy() for part in (data, plane.scale, plane.scale * plane.zero)), table
+    return [(loop, plane.group, *(lanes(part).numpy() for part in (data, plane.scale, plane.scale * plane.zero)), table)]
 
 
 def lanes(rows: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """Products with packed codes on a GPU: few tokens straight from the codes, many through pieces of the dense matrix.
 
-*Few tokens* (decode). Unpacking binds as much as memory, so the tensor cores do every multiplication, the weights being the wide
-operand, 64 outputs and 64 columns at a time (`words.py`). Scale, zero and the base M of the floats meet the sum of a group, and
-the sum of its tokens is one more product, with ones:
+*Few tokens* (decode). Unpacking binds as much as memory: codes become bytes, four in an instruction, and the tensor cores multiply
+bytes, the weights being the wide operand. A token is two bytes: per group, its values are rounded to 16 bits of their largest
+magnitude (eight times finer than bf16), x = d (256 h + l); both halves are columns of one product, and its sums are exact:
 
-    y += s_g (sum_j (M + c_j) x_j - (M + z_g) sum_j x_j)
+    y += s_g d_g (256 sum_j c_j h_j + sum_j c_j l_j) - s_g z_g (d_g sum_j (256 h_j + l_j))
 
 Columns are split over programs. The last of a tile's programs adds their sums in a fixed order: results repeat bit for bit.
 *Many tokens* (prefill). A few thousand rows at a time are decoded into a buffer, for the library's own product.
@@ -21,40 +21,46 @@ from torch import Tensor, nn
 from triton.language import constexpr
 
 from bitwright.kernels.packed import Packed
-from bitwright.kernels.planes import DENSE, Plane
+from bitwright.kernels.planes import Plane
 from bitwright.kernels.triton import words as lay
-from bitwright.kernels.triton.words import BLOCK, TILE, floats, joined, load
+from bitwright.kernels.triton.words import BLOCK, TILE, joined, load, numbers, unpacked
 
 FEW, MOST = 16, 64  # tokens that codes are multiplied by in one pass; up to which further passes are cheaper than decoding
-PIECE = 4096  # rows decoded at a time
-PROGRAMS = 2048  # wanted in flight
-WIDTHS = {**DENSE, 3: (3,), 5: (5,), 6: (6,), 7: (4, 3), 8: (4, 4)}  # 8 bits do not fit under bf16's exponent
+PIECE = 2048  # rows decoded at a time: they stay in the L2 cache
+PROGRAMS = 2112  # wanted in flight
+STEPS = {bits: (2, 1) if bits >= 3 else (4, 2, 1) for bits in range(1, 9)}  # blocks loaded ahead, as far as groups allow
+WIDTHS = {1: (1,), 2: (2,), 3: (3,), 4: (4,), 5: (5,), 6: (6,), 7: (8,), 8: (8,)}
+LARGEST = 32639  # 127 * 256 + 127
 
 
 class Made(NamedTuple):
-    """A plane as the kernels take it. `step`: blocks that share a scale; `part`: columns of a product; `zero`: None where all are the `same`."""
+    """A plane as the kernels take it: `steps` steps of `step` blocks; `zero`: None where all are the `same`."""
 
     pieces: tuple[int, ...]
-    arrays: tuple[Ints[Tensor, "tiles blocks _ 32 4"], ...]
+    w: Ints[Tensor, "tiles blocks _ 32 4"]
+    v: Ints[Tensor, "tiles blocks _ 32 4"] | None
     scale: Float[Tensor, "tiles groups 8 8"]
     zero: Float[Tensor, "tiles groups 8 8"] | None
     same: float
-    table: Float[Tensor, "values"] | None
+    table: Ints[Tensor, "values"] | None
+    values: tuple[int, ...] | None
     group: int
-    part: int
     step: int
     steps: int
     tickets: Ints[Tensor, "passes tiles"]
 
-    def constants(self, dtype: torch.dtype, compiled: bool) -> dict[str, Any]:
-        kind = tl.float16 if dtype == torch.float16 else tl.bfloat16
-        found: dict[str, Any] = {"ASM": "", "WHERE": "", "KINDS": kind}
+    @property
+    def unit(self) -> int:
+        """Columns whose sums meet their scale together."""
+        return min(self.group, self.step * BLOCK)
+
+    def constants(self, kind: torch.dtype, compiled: bool) -> dict[str, Any]:
+        types = {torch.int8: tl.int8, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+        found: dict[str, Any] = {"ASM": "", "WHERE": "", "KINDS": types[kind]}
         if compiled and (self.table is None or len(self.table) == 16):
-            table = None if self.table is None else tuple(self.table.tolist())
-            found = lay.assembly(self.pieces, dtype, table)
+            found = lay.assembly(self.pieces, kind, self.values)
         first, second = (*self.pieces, 0)[:2]
-        base = 0 if self.table is not None else 1024 if dtype == torch.float16 else 128
-        return {**found, "B1": first, "B2": second, "GROUP": self.group, "PART": self.part, "STEP": self.step, "BASE": base}
+        return {**found, "B1": first, "B2": second, "GROUP": self.group, "STEP": self.step}
 
 
 def matmul(x: Float[Tensor, "n inp"], packed: Packed) -> Float[Tensor, "n out"] | None:
@@ -63,55 +69,76 @@ def matmul(x: Float[Tensor, "n inp"], packed: Packed) -> Float[Tensor, "n out"] 
     made = packed.form("triton", WIDTHS, worded, declines)
     if made is None:
         return None
-    product = many_product if len(x) > MOST else few_product
-    return packed.product(x, made, lambda part, found: product(part, found, packed.shape[0]))
+
+    def product(part: Float[Tensor, "n _"], found: list[Made]) -> Float[Tensor, "n _"]:
+        few = len(part) <= MOST and all(made.group % 32 == 0 for made in found)
+        return (few_product if few else many_product)(part, found, packed.shape[0])
+
+    return packed.product(x, made, product)
 
 
 def declines(plane: Plane) -> str | None:
-    if plane.table is not None and plane.bits not in (4, 8):
-        return f"its table has codes of {plane.bits} bits"
     fits = plane.group % BLOCK == 0 or plane.group in (16, 32) or plane.scale.shape[1] == 1
     return None if fits else f"its groups of {plane.group} columns do not fit blocks of {BLOCK}"
 
 
-def worded(plane: Plane) -> Made:
+def worded(plane: Plane) -> list[Made]:
     (out, k), single = plane.codes.shape, plane.scale.shape[1] == 1
     tiles, blocks = -(-out // TILE), -(-k // BLOCK)
-    step = 1 if plane.group < BLOCK and not single else next(s for s in (4, 2, 1) if single or plane.group // BLOCK % s == 0)
-    blocks = -(-blocks // step) * step
-    codes = plane.codes.new_zeros(tiles * TILE, blocks * BLOCK)
+    bits = plane.bits if plane.table is None else max(4, plane.bits)
+    step = next(s for s in STEPS[bits] if single or max(plane.group, s * BLOCK) % min(plane.group, s * BLOCK) == 0)
+    steps = -(-blocks // step)
+    group = steps * step * BLOCK if single else plane.group
+    codes = plane.codes.new_zeros(tiles * TILE, steps * step * BLOCK)
     codes[:out, :k] = plane.codes
-    part, pieces = min(plane.group, 32) if not single else 32, (8,) if plane.table is not None and plane.bits == 8 else lay.PIECES[plane.bits]
-    low = [sum(pieces[:i]) for i in range(len(pieces))]
-    arrays = [lay.words(codes, part, bits, at, plane.table is not None) for bits, at in zip(pieces, low)]
-    same = float(plane.zero[0, 0])
-    group = blocks * BLOCK if single else plane.group
-    groups = -(-blocks * BLOCK // group)
-    zero = None if bool((plane.zero == same).all()) else lay.rows(plane.zero, tiles, groups)
+    pieces = lay.PIECES[bits]
+    w, v = (*(lay.words(codes, b, sum(pieces[:i]), plane.table is not None and b == 4) for i, b in enumerate(pieces)), None)[:2]
+    zeros = plane.zero - 128 if plane.table is None and bits == 8 else plane.zero  # bytes have a sign
+    same = float(zeros[0, 0])
+    groups = -(-steps * step * BLOCK // group)
+    zero = None if bool((zeros == same).all()) else lay.rows(zeros, tiles, groups)
     tickets = torch.zeros(MOST // FEW, tiles, dtype=torch.int32, device=codes.device)
-    return Made(pieces, (*arrays, None)[:2], lay.rows(plane.scale, tiles, groups), zero, same, plane.table, group, part, step, blocks // step, tickets)
+    rest = (group, step, steps, tickets)
+    if plane.table is None:
+        return [Made(pieces, w, v, lay.rows(plane.scale, tiles, groups), zero, same, None, None, *rest)]
+    return [
+        Made(pieces, w, v, lay.rows(plane.scale * size, tiles, groups), zero, same, table, tuple(table.tolist()), *rest)
+        for size, table in whole(plane.table, 2**bits)
+    ]
+
+
+def whole(table: Float[Tensor, "values"], count: int) -> list[tuple[float, Ints[Tensor, "count"]]]:
+    """A table as bytes times a size: one where all values are multiples of the smallest, or the upper and lower byte of 16 bits."""
+    full = table.new_zeros(count).double()
+    full[: len(table)] = table.double()
+    least = float(full[full != 0].abs().min())
+    if float((full / least - (full / least).round()).abs().max()) < 1e-6 and float(full.abs().max()) <= 127 * least:
+        return [(least, (full / least).round().to(torch.int8))]
+    size = float(full.abs().max()) / LARGEST
+    values = (full / size).round().long()
+    upper = (values + 128) >> 8
+    return [(256 * size, upper.to(torch.int8)), (size, (values - 256 * upper).to(torch.int8))]
 
 
 def few_product(x: Float[Tensor, "n k"], found: list[Made], out: int) -> Float[Tensor, "n out"]:
     n, tiles = len(x), found[0].tickets.shape[1]
-    passes, wide = -(-n // FEW), 8 if n <= 8 else 16
-    splits = [min(made.steps, -(-PROGRAMS // (tiles * passes))) for made in found]
-    parts = torch.empty(passes, sum(splits), wide, tiles * TILE, device=x.device)
+    passes, tokens = -(-n // FEW), 4 if n <= 4 else 8 if n <= 8 else FEW
+    splits = [min(made.steps, max(1, PROGRAMS // (tiles * passes))) for made in found]
+    parts = torch.empty(passes, sum(splits), tokens, tiles * TILE, device=x.device)
     y, at = x.new_empty(n, out), 0
     for made, split in zip(found, splits):
-        full = padded(x, made)
+        width = made.steps * made.step * BLOCK
+        units = width // made.unit
+        halves = torch.empty(passes * tokens * 2, width, dtype=torch.int8, device=x.device)
+        sizes = torch.empty(2, units, passes * tokens, device=x.device)
+        halves_kernel[(units, passes * tokens)](x, halves, sizes, n, x.stride(0), x.shape[1], width, UNIT=made.unit, num_warps=1)
         few_kernel[(tiles, split, passes)](
-            full, *made.arrays, made.scale, made.zero, made.same, made.table, parts, y, found[0].tickets, n, full.shape[1], out, made.steps, at,
-            COUNT=sum(splits), WIDE=wide, num_warps=1, num_stages=1, **made.constants(x.dtype, x.is_cuda),
+            halves, sizes, made.w, made.v, made.scale, made.zero, made.same, made.table, parts, y, found[0].tickets,
+            n, out, made.steps, at, units * passes * tokens,
+            COUNT=sum(splits), TOKENS=tokens, UNIT=made.unit, num_warps=1, num_stages=1, **made.constants(torch.int8, x.is_cuda),
         )  # fmt: skip
         at += split
     return y
-
-
-def padded(x: Float[Tensor, "n k"], made: Made) -> Float[Tensor, "n more"]:
-    """Columns filled up to whole blocks, as the codes are."""
-    missing = made.steps * made.step * BLOCK - x.shape[1]
-    return nn.functional.pad(x, (0, missing)) if missing else x.contiguous()
 
 
 def many_product(x: Float[Tensor, "n k"], found: list[Made], out: int) -> Float[Tensor, "n out"]:
@@ -120,130 +147,130 @@ def many_product(x: Float[Tensor, "n k"], found: list[Made], out: int) -> Float[
     for first in range(0, out, PIECE):
         count = min(PIECE, out - first)
         for i, made in enumerate(found):
+            kind = torch.int8 if made.table is not None or made.pieces == (8,) else x.dtype
             dense_kernel[(-(-count // TILE), made.steps)](
-                *made.arrays, made.scale, made.zero, made.same, made.table, room, first // TILE, k, made.steps,
-                ADD=i > 0, num_warps=1, num_stages=1, **made.constants(x.dtype, x.is_cuda),
+                made.w, made.v, made.scale, made.zero, made.same, made.table, room, first // TILE, k, made.steps,
+                ADD=i > 0, BASE=0 if kind == torch.int8 else 1024 if kind == torch.float16 else 128,
+                num_warps=1, num_stages=1, **made.constants(kind, x.is_cuda),
             )  # fmt: skip
-        y[:, first : first + count] = x @ room[:count].T
+        torch.mm(x, room[:count].T, out=y[:, first : first + count])
     return y
 
 
 @triton.jit
 @no_type_check
+def halves_kernel(x, halves, sizes, n, stride, k, width, UNIT: constexpr):
+    """A token's columns of one unit as upper and lower bytes; their size d, and d times their sum. Beyond the last token it is repeated."""
+    tokens = tl.num_programs(1)
+    unit, token = tl.program_id(0), tl.program_id(1)
+    at = unit * UNIT + tl.arange(0, UNIT)
+    values = tl.load(x + tl.minimum(token, n - 1).to(tl.int64) * stride + at, mask=at < k, other=0.0).to(tl.float32)
+    size = tl.max(tl.abs(values), 0) / 32639
+    size = tl.where(size > 0, size, 1.0)
+    turned = values / size
+    whole = (turned + tl.where(turned < 0, -0.5, 0.5)).to(tl.int32)
+    upper = (whole + 128) >> 8
+    tl.store(halves + 2 * token * width + at, upper.to(tl.int8))
+    tl.store(halves + (2 * token + 1) * width + at, (whole - 256 * upper).to(tl.int8))
+    tl.store(sizes + unit * tokens + token, size)
+    tl.store(sizes + (tl.num_programs(0) + unit) * tokens + token, size * tl.sum(whole, 0))
+
+
+@triton.jit
+@no_type_check
 def few_kernel(
-    x, w, v, scale, zero, same, table, parts, y, tickets, n, k, out, steps, at,
-    COUNT: constexpr, WIDE: constexpr, GROUP: constexpr, PART: constexpr, STEP: constexpr, BASE: constexpr,
+    halves, sizes, w, v, scale, zero, same, table, parts, y, tickets, n, out, steps, at, sums,
+    COUNT: constexpr, TOKENS: constexpr, UNIT: constexpr, GROUP: constexpr, STEP: constexpr,
     B1: constexpr, B2: constexpr, ASM: constexpr, WHERE: constexpr, KINDS: constexpr,
 ):  # fmt: skip
-    """One tile, its share of the columns, up to WIDE tokens. Axes named in words.py; tokens are 8 a + g on entry, 8 a + 2 t + b after."""
-    PASSES: constexpr = WIDE // 8
-    RUN: constexpr = PART // 4
-    EACH: constexpr = PART // 2  # floats of a lane and part
-    DEEP: constexpr = 3 if PART == 16 else 4
-    kind: constexpr = x.dtype.element_ty
+    """One tile, its share of the columns, TOKENS tokens. Axes are named in words.py; columns of the product: 8 a + g, or 8 a + 2 t + half."""
+    TURNS: constexpr = TOKENS // 4
+    WIDTH: constexpr = STEP * 64
     tile, split, turn = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    rows, tokens = tl.num_programs(0) * 64, tl.num_programs(2) * TOKENS
     first, last = steps * split // tl.num_programs(1), steps * (split + 1) // tl.num_programs(1)
-    t5, g5 = tl.arange(0, 4)[:, None, None, None], tl.arange(0, 8)[None, :, None, None]
-    token = turn * 16 + tl.arange(0, PASSES)[None, None, :, None] * 8 + g5  # those beyond the last repeat it
-    px = x + tl.minimum(token, n - 1).to(tl.int64) * k + first * (STEP * 64) + t5 * RUN + tl.arange(0, RUN)[None, None, None, :]
-    t, g, mi = tl.arange(0, 4)[:, None, None], tl.arange(0, 8)[None, :, None], tl.arange(0, 8)[None, None, :]
-    groups = (steps * (STEP * 64) + GROUP - 1) // GROUP
-    numbers = tile.to(tl.int64) * groups * 64 + t * 0 + g * 8 + mi
-    start = (tile.to(tl.int64) * steps + first) * STEP
+    column = tl.arange(0, TURNS)[None, None, :, None] * 8 + tl.arange(0, 8)[None, :, None, None]
+    run = tl.arange(0, 4)[:, None, None, None] * 8 + tl.arange(0, 8)[None, None, None, :]
+    spread = (turn * TOKENS * 2 + column) * (steps * WIDTH) + run
+    token = tl.arange(0, TURNS)[None, None, None, :] * 4 + tl.arange(0, 4)[:, None, None, None]
+    start = (tile.to(tl.int64) * steps + first) * STEP  # in blocks
     w += start * (B1 * 128)
-    total = tl.zeros((4, 8, 8, PASSES * 2), tl.float32)
-    ones = tl.full((16, PART), 1.0, kind)
-    now = load(w, B1)
-    now2 = load(v + start * (B2 * 128), B2) if B2 > 0 else now
-    inner, sums = tl.zeros((64, WIDE), tl.float32), tl.zeros((16, WIDE), tl.float32)
+    now = load(w, B1, STEP)
+    now2 = load(v + start * (B2 * 128), B2, STEP) if B2 > 0 else now
+    behind = tile.to(tl.int64) * ((steps * WIDTH + GROUP - 1) // GROUP)  # groups of other tiles
+    total = tl.zeros((4, 8, 8, TURNS), tl.float32)
     i = first
     while i < last:
+        following = tl.minimum(i + 1, last - 1)  # is on its way while this step is multiplied
+        w += (following - i) * (STEP * B1 * 128)
+        ahead = load(w, B1, STEP)
+        ahead2 = load(v + (tile.to(tl.int64) * steps + following) * (STEP * B2 * 128), B2, STEP) if B2 > 0 else ahead
+        inner = tl.zeros((64, TOKENS * 2), tl.int32)
         for j in tl.static_range(STEP):
-            more = ((i < last - 1) | (j < STEP - 1)).to(tl.int32)  # the next block is on its way while this one is multiplied
-            w += more * (B1 * 128)
-            ahead = load(w, B1)
-            if B2 > 0:
-                ahead2 = load(v + ((tile.to(tl.int64) * steps + i) * STEP + j + more) * (B2 * 128), B2)
-            else:
-                ahead2 = ahead
-            values = floats(now, now2, table, B1, B2, ASM, WHERE, KINDS)
-            for u in tl.static_range(64 // PART):
-                a = joined(values[u * EACH : (u + 1) * EACH], DEEP)
-                xs = tl.load(px + j * 64 + u * PART)
-                if PART == 32:  # columns of a product in the order t, e's lowest two bits, within e's highest
-                    a = a.reshape(8, 4, 4, 2, 2, 2, 2).permute(2, 4, 0, 6, 1, 5, 3).reshape(64, 32)
-                    xs = xs.reshape(4, 8, PASSES, 2, 2, 2)
-                    anyhow = xs.permute(3, 4, 0, 5, 2, 1).reshape(32, WIDE)
-                    xs = xs.permute(3, 0, 4, 5, 2, 1).reshape(32, WIDE)
-                else:
-                    a = a.reshape(8, 4, 4, 2, 2, 2).permute(2, 4, 0, 1, 5, 3).reshape(64, 16)
-                    xs = xs.reshape(4, 8, PASSES, 2, 2).permute(0, 3, 4, 2, 1).reshape(16, WIDE)
-                    anyhow = xs
-                inner = tl.dot(a, xs, inner)
-                sums = tl.dot(ones, anyhow, sums)  # in whatever order is at hand
-                if (j == STEP - 1 and u == 64 // PART - 1) or GROUP == PART:
-                    place = numbers + (i * (STEP * 64) + j * 64 + u * PART) // GROUP * 64
-                    s = tl.load(scale + place).to(tl.float32)
-                    under = tl.full((4, 8, 8), BASE, tl.float32) + (tl.load(zero + place) if zero is not None else same)
-                    each = inner.reshape(4, 2, 8, PASSES, 4, 2).permute(4, 2, 0, 1, 3, 5).reshape(4, 8, 8, PASSES * 2)
-                    both = sums.reshape(2, 8, PASSES, 4, 2).permute(3, 1, 0, 2, 4).reshape(4, 8, 1, 2, PASSES * 2)
-                    lower = under.reshape(4, 8, 4, 2)[:, :, :, :, None] * both
-                    total += s[:, :, :, None] * (each - lower.reshape(4, 8, 8, PASSES * 2))
-                    inner, sums = tl.zeros((64, WIDE), tl.float32), tl.zeros((16, WIDE), tl.float32)
-            now, now2 = ahead, ahead2
-        px += STEP * 64
+            values = unpacked(now[j], now2[j], table, B1, B2, ASM, WHERE, KINDS, 4)
+            for u in tl.static_range(2):
+                a = joined(values[4 * u : 4 * u + 4], 2).reshape(8, 4, 4, 4, 2, 2).permute(2, 4, 0, 1, 5, 3).reshape(64, 32)
+                xs = tl.load(halves + (i * WIDTH + j * 64 + u * 32) + spread).permute(0, 3, 2, 1).reshape(32, TOKENS * 2)
+                inner = tl.dot(a, xs, inner, out_dtype=tl.int32)
+                if (j * 64 + u * 32 + 32) % UNIT == 0:
+                    unit = (i * WIDTH + j * 64 + u * 32) // UNIT
+                    group = behind + (i * WIDTH + j * 64 + u * 32) // GROUP
+                    s = numbers(scale, group).to(tl.float32)
+                    sz = s * (numbers(zero, group) if zero is not None else same)
+                    pairs = inner.reshape(4, 2, 8, TURNS, 4, 2).permute(4, 2, 0, 1, 3, 5).reshape(4, 8, 8, TURNS, 2)
+                    upper, lower = tl.split(pairs)
+                    total += (s[:, :, :, None] * tl.load(sizes + (unit * tokens + turn * TOKENS) + token)) * (upper * 256 + lower).to(tl.float32)
+                    total -= sz[:, :, :, None] * tl.load(sizes + (sums + unit * tokens + turn * TOKENS) + token)
+                    inner = tl.zeros((64, TOKENS * 2), tl.int32)
+        now, now2 = ahead, ahead2
         i += 1
-    c = tl.arange(0, PASSES * 2)[None, None, None, :]
-    row = tile * 64 + (mi // 2 * 16 + mi % 2 * 8 + g)[:, :, :, None]
-    token = c // 2 * 8 + t[:, :, :, None] * 2 + c % 2
-    into = parts + (turn * COUNT + at + split).to(tl.int64) * WIDE * (tl.num_programs(0) * 64)
-    tl.store(into + token * (tl.num_programs(0) * 64) + row, total, mask=turn * 16 + token < n)
+    place = tl.arange(0, 8)[None, None, :, None]
+    row = tile * 64 + place // 2 * 16 + place % 2 * 8 + tl.arange(0, 8)[None, :, None, None]
+    into = parts + (turn * COUNT + at + split).to(tl.int64) * TOKENS * rows
+    tl.store(into + token * rows + row, total, mask=turn * TOKENS + token < n)
     tl.debug_barrier()
     ticket = tl.atomic_add(tickets + turn * tl.num_programs(0) + tile, 1, sem="acq_rel")
     if ticket == COUNT - 1:
         tl.debug_barrier()
         tl.store(tickets + turn * tl.num_programs(0) + tile, 0)
-        r, some = tl.arange(0, 64)[None, :], tl.arange(0, WIDE)[:, None]
-        inside = (turn * 16 + some < n) & (tile * 64 + r < out)
-        found = tl.zeros((WIDE, 64), tl.float32)
-        for i in range(COUNT):
-            at_i = parts + (turn * COUNT + i).to(tl.int64) * WIDE * (tl.num_programs(0) * 64)
-            found += tl.load(at_i + some * (tl.num_programs(0) * 64) + tile * 64 + r, mask=inside, other=0.0, cache_modifier=".cg")
-        tl.store(y + (turn * 16 + some).to(tl.int64) * out + tile * 64 + r, found.to(kind), mask=inside)
+        r, some = tile * 64 + tl.arange(0, 64)[None, :], tl.arange(0, TOKENS)[:, None]
+        inside = (turn * TOKENS + some < n) & (r < out)
+        found = tl.zeros((TOKENS, 64), tl.float32)
+        for other in range(COUNT):
+            theirs = parts + (turn * COUNT + other).to(tl.int64) * TOKENS * rows
+            found += tl.load(theirs + some * rows + r, mask=inside, other=0.0, cache_modifier=".cg")
+        tl.store(y + (turn * TOKENS + some).to(tl.int64) * out + r, found.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 @no_type_check
 def dense_kernel(
-    w, v, scale, zero, same, table, room, first, k, steps,
-    ADD: constexpr, GROUP: constexpr, PART: constexpr, STEP: constexpr, BASE: constexpr,
+    w, v, scale, zero, same, table, room, first, k, steps, ADD: constexpr, BASE: constexpr, GROUP: constexpr, STEP: constexpr,
     B1: constexpr, B2: constexpr, ASM: constexpr, WHERE: constexpr, KINDS: constexpr,
 ):  # fmt: skip
     """One step of a tile, decoded into `room` [rows, k]; ADD: on top of what an earlier plane left there."""
-    RUN: constexpr = PART // 4
-    PARTS: constexpr = 64 // PART
+    PACK: constexpr = 4 if BASE == 0 else 2
+    HALF: constexpr = 16 // PACK  # registers of a part
     tile, step = first + tl.program_id(0), tl.program_id(1)
-    g, t, mi = tl.arange(0, 8)[:, None, None], tl.arange(0, 4)[None, :, None], tl.arange(0, 8)[None, None, :]
-    groups = (steps * (STEP * 64) + GROUP - 1) // GROUP
-    numbers = tile.to(tl.int64) * groups * 64 + g * 8 + t * 0 + mi
-    row, column = tl.program_id(0) * 64 + tl.arange(0, 64)[:, None], tl.arange(0, PART)[None, :]
+    behind = tile.to(tl.int64) * ((steps * (STEP * 64) + GROUP - 1) // GROUP)
+    row, column = tl.program_id(0) * 64 + tl.arange(0, 64)[:, None], tl.arange(0, 32)[None, :]
+    block = (tile.to(tl.int64) * steps + step) * STEP
+    now = load(w + block * (B1 * 128), B1, STEP)
+    now2 = load(v + block * (B2 * 128), B2, STEP) if B2 > 0 else now
     for j in tl.static_range(STEP):
-        block = (tile.to(tl.int64) * steps + step) * STEP + j
-        second = load(v + block * (B2 * 128), B2) if B2 > 0 else 0
-        values = floats(load(w + block * (B1 * 128), B1), second, table, B1, B2, ASM, WHERE, KINDS)
-        for u in tl.static_range(PARTS):
-            place = numbers + (step * (STEP * 64) + j * 64 + u * PART) // GROUP * 64
-            s = tl.load(scale + place).to(tl.float32)
-            under = tl.full((8, 4, 8), BASE, tl.float32) + (tl.load(zero + place) if zero is not None else same)
-            a = joined(values[u * (PART // 2) : (u + 1) * (PART // 2)], 3 if PART == 16 else 4).to(tl.float32)
-            if PART == 32:
-                a = a.reshape(8, 4, 4, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 5, 3).reshape(8, 4, 8, RUN)  # g t, m i, e
+        values = unpacked(now[j], now2[j], table, B1, B2, ASM, WHERE, KINDS, PACK)
+        for u in tl.static_range(2):
+            start = step * (STEP * 64) + j * 64 + u * 32
+            group = behind + (start + tl.arange(0, 4)[:, None, None] * 8) // GROUP
+            s = numbers(scale, group).to(tl.float32)
+            under = s * (tl.full((4, 8, 8), BASE, tl.float32) + (numbers(zero, group) if zero is not None else same))
+            if PACK == 2:  # g t, m, h, odd r upper -> t g, m r, upper h odd
+                a = joined(values[u * HALF : (u + 1) * HALF], 3).reshape(8, 4, 4, 2, 2, 2, 2).permute(1, 0, 2, 5, 6, 3, 4)
             else:
-                a = a.reshape(8, 4, 4, 2, 2, 2).permute(0, 1, 2, 4, 5, 3).reshape(8, 4, 8, RUN)
-            a = (a - under[:, :, :, None]) * s[:, :, :, None]
-            a = a.reshape(8, 4, 4, 2, RUN).permute(2, 3, 0, 1, 4).reshape(64, PART)
-            at = step * (STEP * 64) + j * 64 + u * PART + column
-            spot = room + row.to(tl.int64) * k + at
+                a = joined(values[u * HALF : (u + 1) * HALF], 2).reshape(8, 4, 4, 4, 2, 2).permute(1, 0, 2, 4, 5, 3)
+            a = a.reshape(4, 8, 8, 8).to(tl.float32) * s[:, :, :, None] - under[:, :, :, None]
+            a = a.reshape(4, 8, 4, 2, 8).permute(2, 3, 1, 0, 4).reshape(64, 32)
+            spot = room + row.to(tl.int64) * k + start + column
             if ADD:
-                a += tl.load(spot, mask=at < k, other=0.0).to(tl.float32)
-            tl.store(spot, a.to(room.dtype.element_ty), mask=at < k)
+                a += tl.load(spot, mask=start + column < k, other=0.0).to(tl.float32)
+            tl.store(spot, a.to(room.dtype.element_ty), mask=start + column < k)
