@@ -13,7 +13,12 @@ from torch import Tensor
 
 def objective(E: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"]) -> float:
     """tr(E H E^T), summed in fp64."""
-    return float(((E @ H) * E).sum(dtype=torch.float64))
+    return inner(E @ H, E)
+
+
+def inner(A: Float[Tensor, "out inp"], B: Float[Tensor, "out inp"]) -> float:
+    """The sum of the products of their entries, in fp64."""
+    return float((A * B).sum(dtype=torch.float64))
 
 
 def dead_inputs(H: Float[Tensor, "inp inp"]) -> Bool[Tensor, "inp"]:

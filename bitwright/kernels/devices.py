@@ -1,5 +1,8 @@
 """Which devices there are, and when they are done: the one place that asks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from bitwright.errors import BadRequest
@@ -23,3 +26,14 @@ def finish() -> None:
     """Wait for what an accelerator, if there is one, was given to do: before a clock is read."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
+
+
+@contextmanager
+def coarse_products() -> Iterator[None]:
+    """Products of fp32 matrices on NVIDIA's tensor cores: operands lose 13 bits of mantissa, sums do not."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

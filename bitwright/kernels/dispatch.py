@@ -71,10 +71,15 @@ def gptq_block(
 
 
 def descent(
-    W: Float[Tensor, "out inp"], Q: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"], coder: Coder, relaxed: bool
-) -> Float[Tensor, "out inp"]:
-    """One sweep of coordinate descent over all columns, from Q; relaxed sweeps leave the columns unsnapped."""
-    return call("descent", W, Q, H, coder, relaxed)
+    W: Float[Tensor, "out inp"],
+    Q: Float[Tensor, "out inp"],
+    R: Float[Tensor, "out inp"],
+    H: Float[Tensor, "inp inp"],
+    coder: Coder,
+    relaxed: bool,
+) -> tuple[Float[Tensor, "out inp"], Float[Tensor, "out inp"]]:
+    """One sweep of coordinate descent over all columns: Q and R = (W - Q) H as they are after it. Relaxed: columns stay unsnapped."""
+    return call("descent", W, Q, R, H, coder, relaxed)
 
 
 def matmul(x: Float[Tensor, "n inp"], packed: Packed) -> Float[Tensor, "n out"]:

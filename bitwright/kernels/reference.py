@@ -26,10 +26,14 @@ def gptq_block(
 
 
 def descent(
-    W: Float[Tensor, "out inp"], Q: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"], coder: Coder, relaxed: bool
-) -> Float[Tensor, "out inp"]:
-    Q = Q.clone()
-    R = (W - Q) @ H
+    W: Float[Tensor, "out inp"],
+    Q: Float[Tensor, "out inp"],
+    R: Float[Tensor, "out inp"],
+    H: Float[Tensor, "inp inp"],
+    coder: Coder,
+    relaxed: bool,
+) -> tuple[Float[Tensor, "out inp"], Float[Tensor, "out inp"]]:
+    Q, R = Q.clone(), R.clone()
     for cols in coder.steps():
         corner, gap = H[cols][:, cols], W[:, cols] - Q[:, cols]
         pull = R[:, cols] - gap @ corner
@@ -40,7 +44,7 @@ def descent(
         new = u if relaxed else coder.snap(u, cols)
         R -= (new - Q[:, cols]) @ H[cols]
         Q[:, cols] = new
-    return Q
+    return Q, R
 
 
 def matmul(x: Float[Tensor, "n inp"], packed: Packed) -> Float[Tensor, "n out"]:

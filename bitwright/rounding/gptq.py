@@ -69,10 +69,9 @@ class GPTQ:
                 now = torch.empty_like(W)
                 now[:, order] = rest
                 coder = coder.refit(now, chunk[0])
-            cols = torch.cat(chunk)
-            end = at + len(cols)
+            end = at + sum(map(len, chunk))
             q, e = dispatch.gptq_block(rest[:, at:end], U[at:end, at:end], coder, chunk)
-            Q[:, cols.to(W.device)] = rest[:, at:end] = q
+            Q[:, order[at:end]] = rest[:, at:end] = q
             rest[:, end:].addmm_(e, U[at:end, end:], alpha=-1)
             at, last = end, chunk[-1]
         return coder.terms(Q)

@@ -22,7 +22,7 @@ from torch import Tensor
 from bitwright.calibrate.stats import Known
 from bitwright.coder import Band, Coder, metas
 from bitwright.kernels import dispatch
-from bitwright.linalg import objective
+from bitwright.linalg import inner
 from bitwright.terms.base import Json, Terms, decode
 
 
@@ -37,12 +37,13 @@ class QuantEase:
     def __call__(self, W: Float[Tensor, "out inp"], coder: Coder, known: Known, start: Terms | None = None) -> Terms:
         H = known.gram.to(W.dtype)
         Q = W.clone() if start is None else decode(start).to(W.dtype)
-        best, least = start, torch.inf if start is None else objective(W - Q, H)
+        R = (W - Q) @ H
+        best, least = start, torch.inf if start is None else inner(R, W - Q)
         for t in range(self.iters):
             relaxed = start is None and t % 3 == 1 and t <= self.relax_until and t < self.iters - 1
             before = Q
-            Q = dispatch.descent(W, Q, H, coder, relaxed)
-            if not relaxed and (loss := objective(W - Q, H)) < least:
+            Q, R = dispatch.descent(W, Q, R, H, coder, relaxed)
+            if not relaxed and (loss := inner(R, W - Q)) < least:
                 best, least = coder.terms(Q), loss
             if not relaxed and torch.equal(Q, before):
                 break

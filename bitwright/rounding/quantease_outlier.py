@@ -21,7 +21,7 @@ from bitwright import index
 from bitwright.calibrate.stats import Known
 from bitwright.coder import Band, Coder
 from bitwright.kernels import dispatch
-from bitwright.linalg import objective
+from bitwright.linalg import inner
 from bitwright.rounding.base import Rounding
 from bitwright.rounding.gptq import GPTQ
 from bitwright.terms.base import Json, Terms, decode
@@ -52,13 +52,14 @@ class QuantEaseOutlier:
         coder = coder.again(W - S)
         best: Terms = (*self.first(W - S, coder, known), sparse)
         Q = decode(best[:-1]).to(W.dtype)
-        least, loose = objective(W - Q - S, H), S
+        R, loose = (W - Q - S) @ H, S
+        least = inner(R, W - Q - S)
         for _ in range(self.iters):
-            Q = dispatch.descent(W - S, Q, H, coder, False)
-            loose = loose - self.step / (2 * max(top, 1e-30)) * ((Q + S - W) @ H)
-            sparse = kind.of(loose, count)
+            Q, R = dispatch.descent(W - S, Q, R, H, coder, False)
+            sparse = kind.of(loose + self.step / (2 * max(top, 1e-30)) * R, count)
             S = loose = sparse.decode().to(W.dtype)
-            if (loss := objective(W - Q - S, H)) < least:
+            R = (W - Q - S) @ H
+            if (loss := inner(R, W - Q - S)) < least:
                 best, least = (*coder.terms(Q), sparse), loss
         return best
 

@@ -97,6 +97,9 @@ def test_a_coder_is_placed_once_and_let_go(problem):
     before = len(sweep.PLACED)
     first = sweep.placed(coder, W.device)
     assert sweep.placed(coder, W.device)[0] is first[0]
-    assert torch.equal(first[2].cpu(), torch.cat(coder.steps()))
+    assert torch.equal(torch.cat(coder.steps()), torch.arange(INP)) and first[2] is None
+    other = Coder.fit(W, bands_of("two", Integer(4)))
+    assert torch.equal(sweep.placed(other, W.device)[2].cpu(), torch.cat(other.steps()))
+    del other
     del coder
     assert len(sweep.PLACED) == before

@@ -34,12 +34,16 @@ def gptq_block(
 
 
 def descent(
-    W: Float[Tensor, "out inp"], Q: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"], coder: Coder, relaxed: bool
-) -> Float[Tensor, "out inp"] | None:
+    W: Float[Tensor, "out inp"],
+    Q: Float[Tensor, "out inp"],
+    R: Float[Tensor, "out inp"],
+    H: Float[Tensor, "inp inp"],
+    coder: Coder,
+    relaxed: bool,
+) -> tuple[Float[Tensor, "out inp"], Float[Tensor, "out inp"]] | None:
     if not suits(W, coder):
         return None
-    Q = Q.contiguous().clone()
-    R = (W - Q) @ H
+    Q, R = Q.contiguous().clone(), R.contiguous().clone()
     order = torch.cat(coder.steps())
     compiled(
         descent_rows,
@@ -51,7 +55,7 @@ def descent(
         relaxed,
         *arrays(coder, order),
     )
-    return Q
+    return Q, R
 
 
 def compiled(loop: Any, *arguments: Any, most: int = STARTED_WITH) -> None:

@@ -26,15 +26,14 @@ from bitwright.kernels.triton import words as lay
 from bitwright.kernels.triton.words import BLOCK, TILE, joined, load, numbers, unpacked
 
 FEW, MOST = 16, 64  # tokens that codes are multiplied by in one pass; up to which further passes are cheaper than decoding
-PIECE = 2048  # rows decoded at a time: they stay in the L2 cache
-PROGRAMS = 2112  # wanted in flight
-STEPS = {bits: (2, 1) if bits >= 3 else (4, 2, 1) for bits in range(1, 9)}  # blocks loaded ahead, as far as groups allow
+PIECE = 4096  # rows decoded at a time
+PROGRAMS = {4: 3200, 8: 2000, 16: 1400}  # tokens -> programs wanted in flight, as measured on an H200
 WIDTHS = {1: (1,), 2: (2,), 3: (3,), 4: (4,), 5: (5,), 6: (6,), 7: (8,), 8: (8,)}
 LARGEST = 32639  # 127 * 256 + 127
 
 
 class Made(NamedTuple):
-    """A plane as the kernels take it: `steps` steps of `step` blocks; `zero`: None where all are the `same`."""
+    """A plane as the kernels take it. `step`: blocks that are loaded ahead at most; `zero`: None where all are the `same`."""
 
     pieces: tuple[int, ...]
     w: Ints[Tensor, "tiles blocks _ 32 4"]
@@ -46,13 +45,15 @@ class Made(NamedTuple):
     values: tuple[int, ...] | None
     group: int
     step: int
-    steps: int
     tickets: Ints[Tensor, "passes tiles"]
 
     @property
-    def unit(self) -> int:
-        """Columns whose sums meet their scale together."""
-        return min(self.group, self.step * BLOCK)
+    def blocks(self) -> int:
+        return self.w.shape[1]
+
+    def ahead(self, tokens: int) -> int:
+        """Blocks that a step loads and multiplies: with few tokens many programs, which need few registers, hide more."""
+        return 1 if tokens == 4 and self.pieces[0] >= 4 else self.step
 
     def constants(self, kind: torch.dtype, compiled: bool) -> dict[str, Any]:
         types = {torch.int8: tl.int8, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -60,7 +61,7 @@ class Made(NamedTuple):
         if compiled and (self.table is None or len(self.table) == 16):
             found = lay.assembly(self.pieces, kind, self.values)
         first, second = (*self.pieces, 0)[:2]
-        return {**found, "B1": first, "B2": second, "GROUP": self.group, "STEP": self.step}
+        return {**found, "B1": first, "B2": second, "GROUP": self.group}
 
 
 def matmul(x: Float[Tensor, "n inp"], packed: Packed) -> Float[Tensor, "n out"] | None:
@@ -86,19 +87,19 @@ def worded(plane: Plane) -> list[Made]:
     (out, k), single = plane.codes.shape, plane.scale.shape[1] == 1
     tiles, blocks = -(-out // TILE), -(-k // BLOCK)
     bits = plane.bits if plane.table is None else max(4, plane.bits)
-    step = next(s for s in STEPS[bits] if single or max(plane.group, s * BLOCK) % min(plane.group, s * BLOCK) == 0)
-    steps = -(-blocks // step)
-    group = steps * step * BLOCK if single else plane.group
-    codes = plane.codes.new_zeros(tiles * TILE, steps * step * BLOCK)
+    step = 2 if single or max(plane.group, 2 * BLOCK) % min(plane.group, 2 * BLOCK) == 0 else 1
+    width = -(-blocks // step) * step * BLOCK
+    group = width if single else plane.group
+    codes = plane.codes.new_zeros(tiles * TILE, width)
     codes[:out, :k] = plane.codes
     pieces = lay.PIECES[bits]
     w, v = (*(lay.words(codes, b, sum(pieces[:i]), plane.table is not None and b == 4) for i, b in enumerate(pieces)), None)[:2]
     zeros = plane.zero - 128 if plane.table is None and bits == 8 else plane.zero  # bytes have a sign
     same = float(zeros[0, 0])
-    groups = -(-steps * step * BLOCK // group)
+    groups = -(-width // group)
     zero = None if bool((zeros == same).all()) else lay.rows(zeros, tiles, groups)
     tickets = torch.zeros(MOST // FEW, tiles, dtype=torch.int32, device=codes.device)
-    rest = (group, step, steps, tickets)
+    rest = (group, step, tickets)
     if plane.table is None:
         return [Made(pieces, w, v, lay.rows(plane.scale, tiles, groups), zero, same, None, None, *rest)]
     return [
@@ -123,19 +124,23 @@ def whole(table: Float[Tensor, "values"], count: int) -> list[tuple[float, Ints[
 def few_product(x: Float[Tensor, "n k"], found: list[Made], out: int) -> Float[Tensor, "n out"]:
     n, tiles = len(x), found[0].tickets.shape[1]
     passes, tokens = -(-n // FEW), 4 if n <= 4 else 8 if n <= 8 else FEW
-    splits = [min(made.steps, max(1, PROGRAMS // (tiles * passes))) for made in found]
+    early = assembles(x) and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    steps = [made.blocks // made.ahead(tokens) for made in found]
+    splits = [min(count, max(1, PROGRAMS[tokens] // (tiles * passes))) for count in steps]
     parts = torch.empty(passes, sum(splits), tokens, tiles * TILE, device=x.device)
     y, at = x.new_empty(n, out), 0
-    for made, split in zip(found, splits):
-        width = made.steps * made.step * BLOCK
-        units = width // made.unit
+    for made, split, count in zip(found, splits, steps):
+        width, step = made.blocks * BLOCK, made.ahead(tokens)
+        unit = min(made.group, step * BLOCK)  # columns whose sums meet their scale together
+        units = width // unit
         halves = torch.empty(passes * tokens * 2, width, dtype=torch.int8, device=x.device)
         sizes = torch.empty(2, units, passes * tokens, device=x.device)
-        halves_kernel[(units, passes * tokens)](x, halves, sizes, n, x.stride(0), x.shape[1], width, UNIT=made.unit, num_warps=1)
+        halves_kernel[(units, passes * tokens)](x, halves, sizes, n, x.stride(0), x.shape[1], width, UNIT=unit, EARLY=early, num_warps=1)
         few_kernel[(tiles, split, passes)](
             halves, sizes, made.w, made.v, made.scale, made.zero, made.same, made.table, parts, y, found[0].tickets,
-            n, out, made.steps, at, units * passes * tokens,
-            COUNT=sum(splits), TOKENS=tokens, UNIT=made.unit, num_warps=1, num_stages=1, **made.constants(torch.int8, x.is_cuda),
+            n, out, count, at, units * passes * tokens,
+            COUNT=sum(splits), TOKENS=tokens, UNIT=unit, STEP=step, EARLY=early,
+            num_warps=1, num_stages=1, launch_pdl=early, **made.constants(torch.int8, assembles(x)),
         )  # fmt: skip
         at += split
     return y
@@ -148,19 +153,26 @@ def many_product(x: Float[Tensor, "n k"], found: list[Made], out: int) -> Float[
         count = min(PIECE, out - first)
         for i, made in enumerate(found):
             kind = torch.int8 if made.table is not None or made.pieces == (8,) else x.dtype
-            dense_kernel[(-(-count // TILE), made.steps)](
-                made.w, made.v, made.scale, made.zero, made.same, made.table, room, first // TILE, k, made.steps,
-                ADD=i > 0, BASE=0 if kind == torch.int8 else 1024 if kind == torch.float16 else 128,
-                num_warps=1, num_stages=1, **made.constants(kind, x.is_cuda),
+            dense_kernel[(-(-count // TILE), made.blocks // made.step)](
+                made.w, made.v, made.scale, made.zero, made.same, made.table, room, first // TILE, k, made.blocks // made.step,
+                STEP=made.step, ADD=i > 0, BASE=0 if kind == torch.int8 else 1024 if kind == torch.float16 else 128,
+                num_warps=1, num_stages=1, **made.constants(kind, assembles(x)),
             )  # fmt: skip
         torch.mm(x, room[:count].T, out=y[:, first : first + count])
     return y
 
 
+def assembles(x: Tensor) -> bool:
+    """Whether NVIDIA's instructions can be written into a kernel."""
+    return x.is_cuda and torch.version.cuda is not None
+
+
 @triton.jit
 @no_type_check
-def halves_kernel(x, halves, sizes, n, stride, k, width, UNIT: constexpr):
+def halves_kernel(x, halves, sizes, n, stride, k, width, UNIT: constexpr, EARLY: constexpr):
     """A token's columns of one unit as upper and lower bytes; their size d, and d times their sum. Beyond the last token it is repeated."""
+    if EARLY:  # whoever reads this may start, and waits where it does
+        tl.extra.cuda.gdc_launch_dependents()
     tokens = tl.num_programs(1)
     unit, token = tl.program_id(0), tl.program_id(1)
     at = unit * UNIT + tl.arange(0, UNIT)
@@ -180,7 +192,7 @@ def halves_kernel(x, halves, sizes, n, stride, k, width, UNIT: constexpr):
 @no_type_check
 def few_kernel(
     halves, sizes, w, v, scale, zero, same, table, parts, y, tickets, n, out, steps, at, sums,
-    COUNT: constexpr, TOKENS: constexpr, UNIT: constexpr, GROUP: constexpr, STEP: constexpr,
+    COUNT: constexpr, TOKENS: constexpr, UNIT: constexpr, GROUP: constexpr, STEP: constexpr, EARLY: constexpr,
     B1: constexpr, B2: constexpr, ASM: constexpr, WHERE: constexpr, KINDS: constexpr,
 ):  # fmt: skip
     """One tile, its share of the columns, TOKENS tokens. Axes are named in words.py; columns of the product: 8 a + g, or 8 a + 2 t + half."""
@@ -199,6 +211,8 @@ def few_kernel(
     now2 = load(v + start * (B2 * 128), B2, STEP) if B2 > 0 else now
     behind = tile.to(tl.int64) * ((steps * WIDTH + GROUP - 1) // GROUP)  # groups of other tiles
     total = tl.zeros((4, 8, 8, TURNS), tl.float32)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     i = first
     while i < last:
         following = tl.minimum(i + 1, last - 1)  # is on its way while this step is multiplied
@@ -261,9 +275,10 @@ def dense_kernel(
         values = unpacked(now[j], now2[j], table, B1, B2, ASM, WHERE, KINDS, PACK)
         for u in tl.static_range(2):
             start = step * (STEP * 64) + j * 64 + u * 32
-            group = behind + (start + tl.arange(0, 4)[:, None, None] * 8) // GROUP
-            s = numbers(scale, group).to(tl.float32)
-            under = s * (tl.full((4, 8, 8), BASE, tl.float32) + (numbers(zero, group) if zero is not None else same))
+            if j + u == 0 or (j * 64 + u * 32) % GROUP == 0 or GROUP < 32:
+                group = behind + (start + tl.arange(0, 4)[:, None, None] * 8) // GROUP
+                s = numbers(scale, group).to(tl.float32)
+                under = s * (tl.full((4, 8, 8), BASE, tl.float32) + (numbers(zero, group) if zero is not None else same))
             if PACK == 2:  # g t, m, h, odd r upper -> t g, m r, upper h odd
                 a = joined(values[u * HALF : (u + 1) * HALF], 3).reshape(8, 4, 4, 2, 2, 2, 2).permute(1, 0, 2, 5, 6, 3, 4)
             else:
