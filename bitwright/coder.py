@@ -78,7 +78,7 @@ class Coder:
         found: list[Tensor] = []
         for b in self.bands:
             columns = torch.arange(self.shape[1]) if b.columns is None else b.columns.cpu().long()
-            found.extend(columns.view(-1, b.grid.width))
+            found.extend(columns.view(-1, b.grid.width).unbind())
         return found
 
     def snap(self, x: Float[Tensor, "out v"], cols: Ints[Tensor, "v"]) -> Float[Tensor, "out v"]:

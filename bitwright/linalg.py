@@ -5,15 +5,26 @@ layer's output per token, summed over outputs.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from bitwright.kernels.devices import coarse_products
+
+LARGE = 4096  # inputs from which on
+
 
 def objective(E: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"]) -> float:
     """tr(E H E^T), summed in fp64."""
-    return inner(E @ H, E)
+    return inner(pull(E, H), E)
+
+
+def pull(E: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"]) -> Float[Tensor, "out inp"]:
+    """E H. Of large fp32 matrices a GPU may round the operands to 11 bits: the errors of millions of products average out."""
+    with coarse_products() if len(H) >= LARGE else nullcontext():
+        return E @ H
 
 
 def inner(A: Float[Tensor, "out inp"], B: Float[Tensor, "out inp"]) -> float:
@@ -54,7 +65,7 @@ def inverse_factor(H: Float[Tensor, "inp inp"], share: float, note: Callable[[st
 def triangular_inverse(R: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     """Of an upper triangular matrix, by halves: nearly all of it is matrix products."""
     half = len(R) // 2
-    if half < 64:
+    if half < (64 if R.device.type == "cpu" else 1024):  # launches cost more than arithmetic on an accelerator
         return torch.linalg.solve_triangular(R, torch.eye(len(R), dtype=R.dtype, device=R.device), upper=True)
     inverse = torch.zeros_like(R)
     first, last = triangular_inverse(R[:half, :half]), triangular_inverse(R[half:, half:])

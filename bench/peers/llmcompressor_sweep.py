@@ -37,7 +37,9 @@ def main() -> None:
             solve(64)  # compile
             found, took = seconds(solve)
             E = W - found.float()
-            rows.append({"part": part, "shape": (out, inp), "seconds": took, "objective": float(((E @ H) * E).sum(dtype=torch.float64))})
+            rows.append(
+                {"part": part, "shape": (out, inp), "seconds": took, "objective": float(((E @ H) * E).sum(dtype=torch.float64))}
+            )
             print("llm-compressor", rows[-1], flush=True)
             del W, H, E, found, solve
             torch.cuda.empty_cache()

@@ -5,7 +5,7 @@ The reference comes last and takes everything. A test forces one by name: `with 
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -64,10 +64,10 @@ def there(name: str) -> bool:
 
 
 def gptq_block(
-    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, steps: list[Ints[Tensor, "_"]]
+    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, cols: Ints[Tensor, "b"], widths: Sequence[int]
 ) -> tuple[Float[Tensor, "out b"], Float[Tensor, "out b"]]:
-    """One lazy block of GPTQ, columns in the order of `steps`: the values chosen and the errors e to push to the right."""
-    return call("gptq_block", block, U, coder, steps)
+    """One lazy block of GPTQ, columns in the order `cols`, `widths` of them together: values, and errors e to push to the right."""
+    return call("gptq_block", block, U, coder, cols, widths)
 
 
 def descent(

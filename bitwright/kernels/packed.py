@@ -65,7 +65,9 @@ class Packed:
                 found = planes(term, widths)
                 if why := next(filter(None, map(declines, found)), None):
                     raise NotImplementedError(why)
-                made.append((None if term.columns is None else term.columns.long(), [part for plane in found for part in make(plane)]))
+                made.append(
+                    (None if term.columns is None else term.columns.long(), [part for plane in found for part in make(plane)])
+                )
         return made
 
     def product(

@@ -50,7 +50,9 @@ def planes(term: Coded, widths: Widths) -> tuple[Plane, ...]:
 
     if hasattr(grid, "affine"):
         scale, zero = grid.affine(term.params)
-        return tuple(affine_planes(term.codes, group, spread(scale), spread(zero + 0 * scale), widths[(grid.levels - 1).bit_length()]))
+        return tuple(
+            affine_planes(term.codes, group, spread(scale), spread(zero + 0 * scale), widths[(grid.levels - 1).bit_length()])
+        )
     scale = grid.scale.read(term.params["scale"])
     if hasattr(grid, "patterns"):
         trits = (grid.patterns(scale) + 1).to(torch.uint8)

@@ -1,5 +1,7 @@
 """Column loops in plain torch: any grid, any device, any precision. Slow, and the definition of what the others compute."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from jaxtyping import Integer as Ints
@@ -10,16 +12,16 @@ from bitwright.kernels.packed import Packed
 
 
 def gptq_block(
-    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, steps: list[Ints[Tensor, "_"]]
+    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, cols: Ints[Tensor, "b"], widths: Sequence[int]
 ) -> tuple[Float[Tensor, "out b"], Float[Tensor, "out b"]]:
     W, Q, E = block.clone(), torch.empty_like(block), torch.empty_like(block)
     at = 0
-    for cols in steps:
-        here = slice(at, at + len(cols))
-        Q[:, here] = coder.snap(W[:, here], cols)
+    for step in cols.cpu().split(list(widths)):
+        here = slice(at, at + len(step))
+        Q[:, here] = coder.snap(W[:, here], step)
         gap, corner = W[:, here] - Q[:, here], U[here, here]
-        E[:, here] = gap / corner if len(cols) == 1 else torch.linalg.solve_triangular(corner, gap, upper=True, left=False)
-        at += len(cols)
+        E[:, here] = gap / corner if len(step) == 1 else torch.linalg.solve_triangular(corner, gap, upper=True, left=False)
+        at += len(step)
         for k in range(here.start, here.stop):
             W[:, at:] -= E[:, k : k + 1] * U[k : k + 1, at:]
     return Q, E

@@ -62,19 +62,20 @@ class GPTQ:
             ("inverse factor", self.damp, tuple(order.tolist())),
             lambda: inverse_factor(H[order][:, order].to(W.dtype), self.damp, known.note),
         )
-        rest, Q = W[:, order].contiguous(), torch.empty_like(W)
+        rest = W[:, order].contiguous()
         at, last = 0, None
         for chunk in self.chunks(coder, steps):
             if self.groups == "dynamic" and begins_group(coder, chunk[0], last):
                 now = torch.empty_like(W)
                 now[:, order] = rest
                 coder = coder.refit(now, chunk[0])
-            end = at + sum(map(len, chunk))
-            q, e = dispatch.gptq_block(rest[:, at:end], U[at:end, at:end], coder, chunk)
-            Q[:, order[at:end]] = rest[:, at:end] = q
+            widths = [len(step) for step in chunk]
+            end = at + sum(widths)
+            q, e = dispatch.gptq_block(rest[:, at:end], U[at:end, at:end], coder, order[at:end], widths)
+            rest[:, at:end] = q
             rest[:, end:].addmm_(e, U[at:end, end:], alpha=-1)
             at, last = end, chunk[-1]
-        return coder.terms(Q)
+        return coder.terms(rest[:, order.argsort()])
 
     def metas(self, shape: tuple[int, int], bands: Sequence[Band]) -> tuple[Mapping[str, Json], ...]:
         permuted = self.groups == "dynamic" and self.order == "descending"
@@ -100,16 +101,16 @@ def ordered(coder: Coder, energy: Float[Tensor, "inp"], order: str) -> list[Ints
     if order == "natural":
         return steps
     which = torch.repeat_interleave(torch.arange(len(steps)), torch.tensor([len(s) for s in steps]))
-    own = energy.new_zeros(len(steps)).index_add_(0, which, energy[torch.cat(steps)]).tolist()
+    own = energy.new_zeros(len(steps)).index_add_(0, which, energy[torch.cat(steps)])
     if order == "descending":
-        return [steps[i] for i in sorted(range(len(steps)), key=lambda i: -own[i])]
+        return [steps[i] for i in own.argsort(descending=True, stable=True).tolist()]
     band, place = coder.home
     sizes = [b.layout.block(coder.inner(i))[1] for i, b in enumerate(coder.bands)]
     group = [(int(band[s[0]]), int(place[s[0]]) // sizes[int(band[s[0]])]) for s in steps]
     peak: dict[tuple[int, int], float] = {}
-    for g, e in zip(group, own):
+    for g, e in zip(group, own.tolist()):
         peak[g] = max(peak.get(g, 0.0), e)
-    return [steps[i] for i in sorted(range(len(steps)), key=lambda i: (-peak[group[i]], group[i], -own[i]))]
+    return [steps[i] for i in sorted(range(len(steps)), key=lambda i: (-peak[group[i]], group[i], -float(own[i])))]
 
 
 def begins_group(coder: Coder, step: Ints[Tensor, "v"], before: Ints[Tensor, "w"] | None) -> bool:

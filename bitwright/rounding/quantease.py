@@ -22,7 +22,7 @@ from torch import Tensor
 from bitwright.calibrate.stats import Known
 from bitwright.coder import Band, Coder, metas
 from bitwright.kernels import dispatch
-from bitwright.linalg import inner
+from bitwright.linalg import inner, pull
 from bitwright.terms.base import Json, Terms, decode
 
 
@@ -37,17 +37,17 @@ class QuantEase:
     def __call__(self, W: Float[Tensor, "out inp"], coder: Coder, known: Known, start: Terms | None = None) -> Terms:
         H = known.gram.to(W.dtype)
         Q = W.clone() if start is None else decode(start).to(W.dtype)
-        R = (W - Q) @ H
-        best, least = start, torch.inf if start is None else inner(R, W - Q)
+        R = pull(W - Q, H)
+        least, best = torch.inf if start is None else inner(R, W - Q), None
         for t in range(self.iters):
             relaxed = start is None and t % 3 == 1 and t <= self.relax_until and t < self.iters - 1
             before = Q
             Q, R = dispatch.descent(W, Q, R, H, coder, relaxed)
             if not relaxed and (loss := inner(R, W - Q)) < least:
-                best, least = coder.terms(Q), loss
+                best, least = Q, loss
             if not relaxed and torch.equal(Q, before):
                 break
-        return coder.terms(W) if best is None else best
+        return coder.terms(best) if best is not None else start or coder.terms(W)
 
     def metas(self, shape: tuple[int, int], bands: Sequence[Band]) -> tuple[Mapping[str, Json], ...]:
         return metas(shape, bands)

@@ -21,7 +21,7 @@ from bitwright import index
 from bitwright.calibrate.stats import Known
 from bitwright.coder import Band, Coder
 from bitwright.kernels import dispatch
-from bitwright.linalg import inner
+from bitwright.linalg import inner, pull
 from bitwright.rounding.base import Rounding
 from bitwright.rounding.gptq import GPTQ
 from bitwright.terms.base import Json, Terms, decode
@@ -52,13 +52,13 @@ class QuantEaseOutlier:
         coder = coder.again(W - S)
         best: Terms = (*self.first(W - S, coder, known), sparse)
         Q = decode(best[:-1]).to(W.dtype)
-        R, loose = (W - Q - S) @ H, S
+        R, loose = pull(W - Q - S, H), S
         least = inner(R, W - Q - S)
         for _ in range(self.iters):
             Q, R = dispatch.descent(W - S, Q, R, H, coder, False)
             sparse = kind.of(loose + self.step / (2 * max(top, 1e-30)) * R, count)
             S = loose = sparse.decode().to(W.dtype)
-            R = (W - Q - S) @ H
+            R = pull(W - Q - S, H)
             if (loss := inner(R, W - Q - S)) < least:
                 best, least = (*coder.terms(Q), sparse), loss
         return best

@@ -5,6 +5,7 @@ fast-math, no contraction), so codes agree except where the sums of a matrix pro
 left to the reference.
 """
 
+from collections.abc import Sequence
 from typing import Any, no_type_check
 
 import numpy as np
@@ -24,12 +25,12 @@ torch.set_num_threads(BEFORE)  # numba and torch share one OpenMP, and starting 
 
 
 def gptq_block(
-    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, steps: list[Ints[Tensor, "_"]]
+    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, cols: Ints[Tensor, "b"], widths: Sequence[int]
 ) -> tuple[Float[Tensor, "out b"], Float[Tensor, "out b"]] | None:
     if not suits(block, coder):
         return None
     W, E = block.contiguous().clone(), torch.empty_like(block, memory_format=torch.contiguous_format)
-    compiled(gptq_rows, W.numpy(), E.numpy(), U.contiguous().numpy(), *arrays(coder, torch.cat(steps)))
+    compiled(gptq_rows, W.numpy(), E.numpy(), U.contiguous().numpy(), *arrays(coder, cols))
     return W, E
 
 

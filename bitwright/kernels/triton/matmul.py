@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from jaxtyping import Float
 from jaxtyping import Integer as Ints
-from torch import Tensor, nn
+from torch import Tensor
 from triton.language import constexpr
 
 from bitwright.kernels.packed import Packed
@@ -27,7 +27,7 @@ from bitwright.kernels.triton.words import BLOCK, TILE, joined, load, numbers, u
 
 FEW, MOST = 16, 64  # tokens that codes are multiplied by in one pass; up to which further passes are cheaper than decoding
 PIECE = 4096  # rows decoded at a time
-PROGRAMS = {4: 3200, 8: 2000, 16: 1400}  # tokens -> programs wanted in flight, as measured on an H200
+PROGRAMS, SHARES = {4: 3600, 8: 3200, 16: 1400}, 32  # tokens -> programs in flight at most; shares of a tile (measured: H200)
 WIDTHS = {1: (1,), 2: (2,), 3: (3,), 4: (4,), 5: (5,), 6: (6,), 7: (8,), 8: (8,)}
 LARGEST = 32639  # 127 * 256 + 127
 
@@ -126,7 +126,7 @@ def few_product(x: Float[Tensor, "n k"], found: list[Made], out: int) -> Float[T
     passes, tokens = -(-n // FEW), 4 if n <= 4 else 8 if n <= 8 else FEW
     early = assembles(x) and torch.cuda.get_device_capability(x.device) >= (9, 0)
     steps = [made.blocks // made.ahead(tokens) for made in found]
-    splits = [min(count, max(1, PROGRAMS[tokens] // (tiles * passes))) for count in steps]
+    splits = [min(count, SHARES, max(1, PROGRAMS[tokens] // (tiles * passes))) for count in steps]
     parts = torch.empty(passes, sum(splits), tokens, tiles * TILE, device=x.device)
     y, at = x.new_empty(n, out), 0
     for made, split, count in zip(found, splits, steps):
@@ -135,7 +135,9 @@ def few_product(x: Float[Tensor, "n k"], found: list[Made], out: int) -> Float[T
         units = width // unit
         halves = torch.empty(passes * tokens * 2, width, dtype=torch.int8, device=x.device)
         sizes = torch.empty(2, units, passes * tokens, device=x.device)
-        halves_kernel[(units, passes * tokens)](x, halves, sizes, n, x.stride(0), x.shape[1], width, UNIT=unit, EARLY=early, num_warps=1)
+        halves_kernel[(units, passes * tokens)](
+            x, halves, sizes, n, x.stride(0), x.shape[1], width, UNIT=unit, EARLY=early, num_warps=1
+        )
         few_kernel[(tiles, split, passes)](
             halves, sizes, made.w, made.v, made.scale, made.zero, made.same, made.table, parts, y, found[0].tickets,
             n, out, count, at, units * passes * tokens,
@@ -233,14 +235,16 @@ def few_kernel(
                     sz = s * (numbers(zero, group) if zero is not None else same)
                     pairs = inner.reshape(4, 2, 8, TURNS, 4, 2).permute(4, 2, 0, 1, 3, 5).reshape(4, 8, 8, TURNS, 2)
                     upper, lower = tl.split(pairs)
-                    total += (s[:, :, :, None] * tl.load(sizes + (unit * tokens + turn * TOKENS) + token)) * (upper * 256 + lower).to(tl.float32)
+                    total += (s[:, :, :, None] * tl.load(sizes + (unit * tokens + turn * TOKENS) + token)) * (
+                        upper * 256 + lower
+                    ).to(tl.float32)
                     total -= sz[:, :, :, None] * tl.load(sizes + (sums + unit * tokens + turn * TOKENS) + token)
                     inner = tl.zeros((64, TOKENS * 2), tl.int32)
         now, now2 = ahead, ahead2
         i += 1
     place = tl.arange(0, 8)[None, None, :, None]
     row = tile * 64 + place // 2 * 16 + place % 2 * 8 + tl.arange(0, 8)[None, :, None, None]
-    into = parts + (turn * COUNT + at + split).to(tl.int64) * TOKENS * rows
+    into = parts + (turn * COUNT + at + split) * TOKENS * rows
     tl.store(into + token * rows + row, total, mask=turn * TOKENS + token < n)
     tl.debug_barrier()
     ticket = tl.atomic_add(tickets + turn * tl.num_programs(0) + tile, 1, sem="acq_rel")
@@ -250,8 +254,8 @@ def few_kernel(
         r, some = tile * 64 + tl.arange(0, 64)[None, :], tl.arange(0, TOKENS)[:, None]
         inside = (turn * TOKENS + some < n) & (r < out)
         found = tl.zeros((TOKENS, 64), tl.float32)
-        for other in range(COUNT):
-            theirs = parts + (turn * COUNT + other).to(tl.int64) * TOKENS * rows
+        for other in tl.range(COUNT, loop_unroll_factor=8):
+            theirs = parts + (turn * COUNT + other) * TOKENS * rows
             found += tl.load(theirs + some * rows + r, mask=inside, other=0.0, cache_modifier=".cg")
         tl.store(y + (turn * TOKENS + some).to(tl.int64) * out + r, found.to(y.dtype.element_ty), mask=inside)
 

@@ -6,6 +6,7 @@ operation (divisions rounded, nothing contracted). Grids of scalars, as kernels/
 the same loops on the CPU, slowly: that is how they are tested without a GPU.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, no_type_check
 from weakref import WeakKeyDictionary
@@ -21,26 +22,28 @@ from triton.language import constexpr
 from bitwright.coder import Coder
 from bitwright.kernels import lattice
 from bitwright.kernels.devices import coarse_products
+from bitwright.linalg import LARGE
 
-BLOCK = 128  # columns that a descent updates lazily together
+BLOCK, WIDE = 128, 1024  # columns that a descent updates lazily together: what is near at once, all of R less often
 WIDEST = 256  # columns of a block that registers hold
 ROWS = 32  # of a program, which is one warp: columns come one after the other, only rows keep a GPU busy
 SUB = constexpr(32)  # columns among which the next is looked for
-LARGE = 4096  # inputs from which on a sweep is mostly products: changes times moments, in 10 bits of mantissa
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # whether the loops below are compiled
 UNIFORM, ASCENDING = constexpr(lattice.UNIFORM), constexpr(lattice.ASCENDING)
-PLACED: WeakKeyDictionary[Coder, tuple[Tensor, Tensor, Tensor | None]] = WeakKeyDictionary()  # large tables, and many blocks of one coder
+PLACED: WeakKeyDictionary[Coder, tuple[Tensor, Tensor, Tensor | None]] = (
+    WeakKeyDictionary()
+)  # large tables, and many blocks of one coder
 
 
 def gptq_block(
-    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, steps: list[Ints[Tensor, "_"]]
+    block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, cols: Ints[Tensor, "b"], widths: Sequence[int]
 ) -> tuple[Float[Tensor, "out b"], Float[Tensor, "out b"]] | None:
     if not suits(block, coder) or block.shape[1] > WIDEST:
         return None
     table, columns, _ = placed(coder, block.device)
     tile = block.T.contiguous()
     errors = torch.empty_like(tile)
-    launch(gptq_columns, tile, table, columns[torch.cat(steps).to(block.device)], U, errors)
+    launch(gptq_columns, tile, table, columns[cols], U, errors)
     return tile.T, errors.T
 
 
@@ -59,11 +62,15 @@ def descent(
         W, Q, R, H, columns = W[:, order], Q[:, order], R[:, order], H[order][:, order], columns[order]
     Wt, Qt, Rt = W.T.contiguous(), *(part.T.clone(memory_format=torch.contiguous_format) for part in (Q, R))
     with coarse_products() if len(H) >= LARGE else nullcontext():
-        for at in range(0, len(H), BLOCK):
-            here = slice(at, at + BLOCK)
-            changes = torch.empty_like(Qt[here])
-            launch(descent_columns, Rt[here], table, columns[here], H[here, here], Wt[here], Qt[here], changes, RELAXED=relaxed)
-            Rt.addmm_(H[here].T, changes, alpha=-1)
+        for first in range(0, len(H), WIDE):
+            wide = slice(first, first + WIDE)
+            tile, changes = Rt[wide].clone(), torch.empty_like(Rt[wide])
+            for at in range(first, min(first + WIDE, len(H)), BLOCK):
+                here, own = slice(at, min(at + BLOCK, first + WIDE)), slice(at - first, at - first + BLOCK)
+                made = Wt[here], Qt[here], changes[own]
+                launch(descent_columns, tile[own], table, columns[here], H[here, here], *made, RELAXED=relaxed)
+                tile[at - first + BLOCK :].addmm_(H[here, at + BLOCK : first + WIDE].T, changes[own], alpha=-1)
+            Rt.addmm_(H[wide].T, changes, alpha=-1)
     back = slice(None) if order is None else order.argsort()
     return Qt[back].T.contiguous(), Rt[back].T.contiguous()
 
