@@ -1,4 +1,4 @@
-"""The linears of one block of large models, and rounding problems of their shapes: nothing but torch, so that peers can import it."""
+"""The linears of one block of large models, and rounding problems of their shapes. Only torch, so that peers can import it."""
 
 from collections.abc import Callable
 from typing import Any

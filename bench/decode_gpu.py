@@ -5,8 +5,8 @@ bits; at 1024 tokens at least 0.85.
     python bench/decode_gpu.py --out DIRECTORY
 
 CUDA graphs over copies of every matrix that together are larger than the L2 cache; medians of replays; every result is checked
-against the decoded matrix. Also measured: the bytes per second that a copy moves and that a bf16 product of one token reads, and the
-rate of a large bf16 product: the limits. Peers: torch's int4 product and, where it is installed, bitsandbytes' nf4.
+against the decoded matrix. Also measured: the bytes per second that a copy moves and that a bf16 product of one token reads, and
+the rate of a large bf16 product: the limits. Peers: torch's int4 product and, where it is installed, bitsandbytes' nf4.
 """
 
 import argparse
@@ -134,12 +134,14 @@ def rows_of(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--only", default=",".join(LLAMA), help="names of shapes")
     chosen = parser.parse_args()
     about = {"card": torch.cuda.get_device_name(), "torch": torch.__version__, **limits()}
     print(about, flush=True)
     rows: list[dict[str, Any]] = []
     with torch.no_grad(), dispatch.only("triton"):
-        for which, shape in LLAMA.items():
+        for which in chosen.only.split(","):
+            shape = LLAMA[which]
             W = torch.randn(shape, device="cuda") / 64
             copies = max(3, CACHE // (2 * W.numel()) + 1)
             dense = [W.bfloat16() for _ in range(copies)]

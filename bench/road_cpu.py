@@ -52,7 +52,7 @@ def random_llama(where: Path) -> Path:
 
 
 def floor(model: Path, ids: Any) -> dict[str, float]:
-    """Seconds of one forward pass in batches of 4 rows, and of X^T X of every input that linears share, with the shapes of the model."""
+    """Seconds of one forward pass in batches of 4 rows, and of X^T X of every input that linears share."""
     import torch
 
     import bitwright

@@ -2,13 +2,14 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from bitwright import console, index
-from bitwright.errors import BadRequest
+from bitwright.errors import BadRequest, Decoded
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -174,8 +175,11 @@ def evaluate(
     file: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Measure tokens per second instead, beside --against.")] = False,
     device: Annotated[str, typer.Option(help="Where --speed runs the models: auto, cpu or cuda.")] = "cpu",
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse a layer whose products have no kernel here.")] = False,
 ) -> None:
     """Perplexity of MODEL; with --against, KL with tails, flips, intervals and the noise floor."""
+    if strict:
+        warnings.simplefilter("error", Decoded)
     from bitwright import page, table
     from bitwright.measuring import measure, measure_speed
     from bitwright.report import Report

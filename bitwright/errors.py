@@ -12,6 +12,10 @@ class BadRequest(Exception):
     """What was asked cannot be done; the message is one sentence with the cause and the remedy (exit code 2)."""
 
 
+class Decoded(BadRequest, UserWarning):
+    """A matrix whose products no kernel takes: a warning, which --strict turns into a refusal."""
+
+
 class BrokenPromise(Exception):
     """The work was done but a budget or a gate does not hold (exit code 3)."""
 

@@ -6,6 +6,8 @@ import platform
 import resource
 import sys
 import time
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -143,20 +145,36 @@ class Job:
         return road
 
     def run(self, road: Road, resume: bool, overwrite: bool) -> Report:
-        begun, needs = time.perf_counter(), self.plan.recipe.needs
+        begun = time.perf_counter()
         for i, name in enumerate(self.source.shapes):  # NaN is refused now, not after hours
             self.source.tensor(name)
             road.progress("checking weights", i + 1, len(self.source.shapes))
         state = road.directory.begin(resume, overwrite) if road.directory else {}
         with torch.no_grad():
-            if road.store and self.data and not road.store.full(self.plan.blocks, needs):
-                collect(road.store, self.source, self.plan.wiring, self.data, needs, road.batch, road.device, road.progress)
-            road.run(state)
+            self.work(road, state)
         report = self.report(road, time.perf_counter() - begun)
         if road.directory:
             document = {"format": native.FORMAT, "recipe": self.plan.recipe.to_dict(), "report": report.to_dict()}
             road.directory.finish(self.config(road), self.companions(), document)
         return report
+
+    def work(self, road: Road, state: Mapping[str, Any]) -> None:
+        """The road with batches that the device's memory holds: halved where it does not, from the last finished block on."""
+        needs = self.plan.recipe.needs
+        while True:
+            try:
+                if road.store and self.data and not road.store.full(self.plan.blocks, needs):
+                    collect(road.store, self.source, self.plan.wiring, self.data, needs, road.batch, road.device, road.progress)
+                return road.run(state)
+            except torch.OutOfMemoryError as error:
+                missing = ". ".join(str(error).split(". ")[:3]).rstrip(".")
+            if road.batch == 1:
+                raise BadRequest(
+                    f"One row at a time does not fit {road.device} ({missing}); give shorter rows with --length, or --device cpu."
+                )
+            road.batch //= 2
+            warnings.warn(f"{road.device} is out of memory; going on with batches of {road.batch} rows.", stacklevel=2)
+            state = road.directory.begin(resume=True, overwrite=False) if road.directory else {}
 
     def data_name(self) -> str:
         return self.data.sha256 if self.data is not None else "no data"

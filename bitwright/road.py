@@ -75,8 +75,10 @@ class Road:
         stream = embed(model.base_model, blocks, self.data.ids, self.batch, self.double)
         if done and self.directory:
             left = self.directory.hidden(done)
-            for k, r in enumerate(stream):
-                r.hidden, r.teacher = left[f"{k}.hidden"], left.get(f"{k}.teacher")
+            for lane in ("hidden", "teacher") if self.double else ("hidden",):
+                rows = torch.cat([left[f"{k}.{lane}"] for k in range(sum(name.endswith(lane) for name in left))])
+                for r, part in zip(stream, rows.split(self.batch), strict=True):
+                    setattr(r, lane, part)
         return [r.to(self.device) for r in stream]
 
     @property

@@ -78,7 +78,7 @@ def descent(
     coder: Coder,
     relaxed: bool,
 ) -> tuple[Float[Tensor, "out inp"], Float[Tensor, "out inp"]]:
-    """One sweep of coordinate descent over all columns: Q and R = (W - Q) H as they are after it. Relaxed: columns stay unsnapped."""
+    """One sweep of coordinate descent over all columns: Q and R = (W - Q) H after it. Relaxed: columns stay unsnapped."""
     return call("descent", W, Q, R, H, coder, relaxed)
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from jaxtyping import Integer as Ints
 from torch import Tensor
 
+from bitwright.errors import Decoded
 from bitwright.kernels.planes import Plane, Widths, planes
 from bitwright.terms.base import Terms, decode
 from bitwright.terms.coded import Coded
@@ -54,7 +55,7 @@ class Packed:
                 self.forms[kernel] = self.made(widths, make, declines)
             except NotImplementedError as why:
                 self.forms[kernel] = None
-                warnings.warn(f"{self.name} is decoded for every product: {why}.", stacklevel=2)
+                warnings.warn(Decoded(f"{self.name} is decoded for every product: {why}."), stacklevel=2)
         return self.forms[kernel]
 
     def made(self, widths: Widths, make: Callable[[Plane], list[Any]], declines: Callable[[Plane], str | None]) -> list[Made]:

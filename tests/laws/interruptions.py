@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from bitwright import recipes
 from bitwright.errors import BadRequest
 from bitwright.export import native
 from bitwright.job import compress
+from bitwright.road import Road
 
 
 def files(out: Path) -> dict[str, torch.Tensor]:
@@ -81,3 +83,36 @@ def test_how_rows_are_batched_hardly_matters(tiny_llama: Any, tokens: Any) -> No
     for others, loss in (found[4], found[6]):
         apart = sum(int((codes[n] != others[n]).sum()) for n in codes) / sum(c.numel() for c in codes.values())
         assert apart < 0.005 and loss == pytest.approx(error, rel=5e-3)
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_device_that_is_full_gets_smaller_batches(
+    written: bool, tiny_llama: Any, tokens: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Halved until they fit, from the last finished block on; the result is that of the smaller batches up to rounding of sums."""
+    recipe, real, seen = recipes.gptq(group=32), Road.block, []
+
+    def crowded(road: Road, block: Any, i: int, stream: Any) -> None:
+        seen.append((i, len(stream[0].hidden)))
+        if i > 0 and len(stream[0].hidden) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+        real(road, block, i, stream)
+
+    monkeypatch.setattr(Road, "block", crowded)
+    out = tmp_path / "out" if written else None
+    with pytest.warns(UserWarning, match="batches of 2 rows"):
+        _, report = compress(tiny_llama(), recipe, tokens(), out=out, batch=4)
+    assert seen[:2] == [(0, 4), (1, 4)] and seen[2] == ((1, 2) if written else (0, 2))
+    monkeypatch.setattr(Road, "block", real)
+    _, wanted = compress(tiny_llama(), recipe, tokens(), batch=2)
+    assert [(r.name, pytest.approx(r.error, rel=1e-3)) for r in report.rows] == [(r.name, r.error) for r in wanted.rows]
+
+
+def test_a_device_too_small_for_one_row_says_what_is_missing(tiny_llama: Any, tokens: Any, monkeypatch: Any) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB. GPU 0 has 4 MiB free")
+
+    monkeypatch.setattr(Road, "block", full)
+    with pytest.raises(BadRequest, match=r"One row at a time.*Tried to allocate 20 MiB.*--length"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compress(tiny_llama(), recipes.gptq(group=32), tokens(), batch=2)

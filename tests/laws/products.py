@@ -10,6 +10,7 @@ import torch
 from matrices import bands_of, coded, differ, module
 
 from bitwright.coder import Coder
+from bitwright.errors import BadRequest, Decoded
 from bitwright.grids.base import Grid
 from bitwright.grids.integer import Integer
 from bitwright.grids.table import Table
@@ -67,6 +68,13 @@ def test_what_no_kernel_takes_is_decoded_and_said_once() -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
         linear(x)
+
+
+def test_strictness_refuses_what_no_kernel_takes() -> None:
+    linear = module(coded(Table("roots4"), Layout(1, 16)))
+    with torch.no_grad(), warnings.catch_warnings(), pytest.raises(BadRequest, match="proj is decoded"):
+        warnings.simplefilter("error", Decoded)
+        linear(torch.randn(2, 64))
 
 
 def test_new_tensors_are_seen_and_copies_are_their_own() -> None:

@@ -1,9 +1,9 @@
 """Column loops compiled for GPUs: a lane holds one row of a block of columns in its registers and walks the columns there.
 
 What a column does to the rest of its block is done in the registers, at once; what a block does to the columns beyond it is one
-matrix product, by GPTQ itself and by `descent` here. What the next column needs is loaded while this one is rounded. Inside a block the numbers are those of the reference, operation for
-operation (divisions rounded, nothing contracted). Grids of scalars, as kernels/lattice.py writes them. Triton's interpreter runs
-the same loops on the CPU, slowly: that is how they are tested without a GPU.
+matrix product, by GPTQ itself and by `descent` here. What the next column needs is loaded while this one is rounded. Inside a block
+the numbers are those of the reference, operation for operation (divisions rounded, nothing contracted). Grids of scalars, as
+kernels/lattice.py writes them. Triton's interpreter runs the same loops on the CPU, slowly: so they are tested without a GPU.
 """
 
 from collections.abc import Sequence
@@ -91,9 +91,14 @@ def placed(coder: Coder, device: torch.device) -> tuple[Float[Tensor, "g k"], In
 
 
 def launch(
-    loop: Any, tile: Float[Tensor, "b out"], table: Float[Tensor, "g k"], columns: Ints[Tensor, "b 5"], square: Float[Tensor, "b b"],
-    *more: Float[Tensor, "b out"], **how: Any,
-) -> None:  # fmt: skip
+    loop: Any,
+    tile: Float[Tensor, "b out"],
+    table: Float[Tensor, "g k"],
+    columns: Ints[Tensor, "b 5"],
+    square: Float[Tensor, "b b"],
+    *more: Float[Tensor, "b out"],
+    **how: Any,
+) -> None:
     """One block of columns. All that belongs to rows lies transposed: rows are neighbours."""
     b, out = tile.shape
     square = square if square.stride(1) == 1 else square.contiguous()
@@ -156,10 +161,10 @@ def descent_columns(
 @triton.jit
 @no_type_check
 def parts(tile, rows, out, b: constexpr, a: constexpr):
-    """Columns from a SUB on, SUB at a time: a tuple of tensors [rows, SUB]. Lanes are rows, for only those are far apart in memory."""
+    """Columns from a SUB on, SUB at a time: a tuple of tensors [rows, SUB]. Lanes are rows, registers columns."""
     at = a * SUB + tl.arange(0, SUB)[None]
     here = tl.load(tile + at * out + rows[:, None], mask=at < b, other=0.0)
-    return (here,) if (a + 1) * SUB >= b else (here,) + parts(tile, rows, out, b, a + 1)  # noqa: RUF005
+    return (here,) if (a + 1) * SUB >= b else (here,) + parts(tile, rows, out, b, a + 1)
 
 
 @triton.jit
@@ -168,7 +173,7 @@ def pushed(tiles, change, line, b: constexpr, a: constexpr, COUNT: constexpr):
     """Every tile minus change times its part of a line of the square."""
     at = a * SUB + tl.arange(0, SUB)
     here = tiles[0] - change[:, None] * tl.load(line + at, mask=at < b, other=0.0)[None]
-    return (here,) if COUNT == 1 else (here,) + pushed(tiles[1:], change, line, b, a + 1, COUNT - 1)  # noqa: RUF005
+    return (here,) if COUNT == 1 else (here,) + pushed(tiles[1:], change, line, b, a + 1, COUNT - 1)
 
 
 @triton.jit

@@ -122,10 +122,9 @@ def again(w, PACK: constexpr):
 @no_type_check
 def unpacked(w, v, table, B1: constexpr, B2: constexpr, ASM: constexpr, WHERE: constexpr, KINDS: constexpr, PACK: constexpr):
     """PACK 4: 8 quadruples [32 lanes, 4 m-tiles, 4] of int8. PACK 2: 16 pairs [32, 4, 2] of floats above their base."""
-    if B2 == 0:
-        pieces = parted(again(w, PACK), B1, PACK)
-    else:
-        pieces = parted(again(w, PACK), B1, PACK) + parted(again(v, PACK), B2, PACK)
+    pieces = parted(again(w, PACK), B1, PACK)
+    if B2 > 0:
+        pieces = pieces + parted(again(v, PACK), B2, PACK)
     if ASM != "":
         return tl.inline_asm_elementwise(ASM, WHERE, pieces, dtype=KINDS, is_pure=True, pack=PACK)
     else:
