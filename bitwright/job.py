@@ -25,6 +25,7 @@ from bitwright.checkpoint import Checkpoint, open_checkpoint
 from bitwright.errors import BadRequest
 from bitwright.export import native
 from bitwright.export.native import Directory
+from bitwright.kernels.devices import available, memory_left
 from bitwright.plan import Plan, plan
 from bitwright.progress import Progress, silent
 from bitwright.recipe import Recipe
@@ -89,8 +90,6 @@ def text_windows(model: str | Path, source: str, samples: int, length: int, spli
 
 def choose_device(name: str) -> torch.device:
     """`auto` is an accelerator if there is one. Raises BadRequest where the device is not there."""
-    from bitwright.kernels.devices import available
-
     return available(name)
 
 
@@ -136,7 +135,9 @@ class Job:
         signature = self.signature(fingerprint, batch, stats is not None)
         directory = Directory(out, self.plan.blocks + 1, signature) if out else None
         store = Store(stats, fingerprint, self.data.sha256 if self.data else None) if stats and needs else None
-        road = Road(self.source, self.plan, self.data, batch, device, progress, directory, store)
+        tokens = self.data.ids.numel() if self.data is not None and needs else 0
+        twice = self.plan.paused(tokens) > memory_left(device)
+        road = Road(self.source, self.plan, self.data, batch, device, progress, directory, store, twice)
         if needs and self.data is None:
             if store is None:
                 raise BadRequest(f"The recipe {self.plan.recipe.name!r} needs calibration data; give some with --data.")
@@ -164,7 +165,17 @@ class Job:
         while True:
             try:
                 if road.store and self.data and not road.store.full(self.plan.blocks, needs):
-                    collect(road.store, self.source, self.plan.wiring, self.data, needs, road.batch, road.device, road.progress)
+                    collect(
+                        road.store,
+                        self.source,
+                        self.plan.wiring,
+                        self.data,
+                        needs,
+                        road.batch,
+                        road.device,
+                        road.progress,
+                        road.twice,
+                    )
                 return road.run(state)
             except torch.OutOfMemoryError as error:
                 missing = ". ".join(str(error).split(". ")[:3]).rstrip(".")
@@ -223,7 +234,7 @@ class Job:
                 "length": data.ids.shape[1],
                 "seed": data.seed,
             },
-            "inputs": "none" if not recipe.needs else "float (statistics store)" if road.store else "as compressed so far",
+            "inputs": inputs_of(road),
         }
         provenance = {
             "model sha256": self.source.fingerprint(),
@@ -244,6 +255,19 @@ class Job:
             peak=peak_memory(),
             provenance=provenance,
         )
+
+
+def inputs_of(road: Road) -> str:
+    """What the calibration inputs of every matrix had gone through."""
+    if not road.plan.recipe.needs:
+        return "none"
+    if road.store:
+        return "float (statistics store)"
+    return (
+        "as compressed up to the block before (memory did not hold all rows inside a block)"
+        if road.twice
+        else "as compressed so far"
+    )
 
 
 def peak_memory() -> int:

@@ -71,7 +71,11 @@ class Plan:
     def peak(self, tokens: int) -> int:
         """Estimated peak resident bytes: libraries, one block in fp32, the activations of all rows in one block, moments."""
         moments = 3 * 4 * max((p.shape[1] ** 2 for p in self.sites.values()), default=0)
-        return LIBRARIES + 2 * self.block_bytes + 4 * tokens * self.widths + moments
+        return LIBRARIES + 2 * self.block_bytes + self.paused(tokens) + moments
+
+    def paused(self, tokens: int) -> int:
+        """Bytes of what all rows hold while they wait inside a block."""
+        return 4 * tokens * self.widths
 
 
 def plan(source: Checkpoint, wiring: Wiring, recipe: Recipe, strict: bool = False) -> Plan:

@@ -18,7 +18,7 @@ from bitwright.calibrate.collect import head_moments
 from bitwright.calibrate.data import Windows
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.store import HEAD, Store
-from bitwright.calibrate.stream import Rows, discover, embed, walk
+from bitwright.calibrate.stream import Rows, discover, embed, walk, walk_twice
 from bitwright.checkpoint import Checkpoint, fill, skeleton
 from bitwright.coder import Coder
 from bitwright.export.native import Directory, flatten
@@ -43,6 +43,7 @@ class Road:
     progress: Progress
     directory: Directory | None = None
     store: Store | None = None
+    twice: bool = False  # whether every block is run twice, because what rows would pause with does not fit in memory
     rows: list[Row] = field(default_factory=list)
     metas: dict[str, list[Mapping[str, Json]]] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -115,7 +116,9 @@ class Road:
         """Sites that share an input, with what is known of it: what the rows that stop there say, the store, or nothing."""
         needs = self.plan.recipe.needs
         if stream:
-            for tap, known in walk(block, here, discover(block, here, stream[0], i), stream, i, needs):
+            for tap, known in (walk_twice if self.twice else walk)(
+                block, here, discover(block, here, stream[0], i), stream, i, needs
+            ):
                 yield tap.readers, known
         elif self.store is not None:
             for tap in self.store.taps(i):

@@ -8,7 +8,7 @@ import torch
 from bitwright.calibrate.data import Windows
 from bitwright.calibrate.stats import Gram, Known
 from bitwright.calibrate.store import HEAD, Store
-from bitwright.calibrate.stream import Rows, discover, embed, walk
+from bitwright.calibrate.stream import Rows, discover, embed, walk, walk_twice
 from bitwright.checkpoint import Checkpoint, fill, skeleton
 from bitwright.progress import Progress
 from bitwright.sites import sites
@@ -24,6 +24,7 @@ def collect(
     batch: int,
     device: torch.device,
     progress: Progress,
+    twice: bool = False,
 ) -> None:
     """One walk of the float model; blocks that an interrupted walk has finished are only passed through."""
     model: Any = skeleton(source.config)
@@ -37,7 +38,7 @@ def collect(
         fill(block, source, prefix[:-1], device)
         here = sites(block, prefix)
         taps, missing = discover(block, here, stream[0], i), () if store.has(i, needs) else needs
-        for tap, known in walk(block, here, taps, stream, i, missing):
+        for tap, known in (walk_twice if twice else walk)(block, here, taps, stream, i, missing):
             if missing:
                 store.put(tap, known)
         store.close(i, taps)

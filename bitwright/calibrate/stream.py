@@ -165,7 +165,11 @@ def walk(
         while waiting := [lane.at for lane in lanes if lane.at is not None]:
             i = min(waiting)
             here = [(lane, other) for lane, other in zip(lanes, others) if lane.at == i]
-            yield taps[i], gather(sites[taps[i].name], here, needs)
+            site = sites[taps[i].name]
+            stats = collectors(site, needs)
+            for lane, other in here:
+                take(site, stats, lane.seen, other.seen if other else None)
+            yield taps[i], known_of(site, stats)
             for lane, other in here:
                 lane.advance()
                 if other:
@@ -180,15 +184,54 @@ def walk(
             handle.remove()
 
 
-def gather(site: Site, here: Sequence[tuple[Lane, Lane | None]], needs: Sequence[str]) -> Known:
-    """The statistics of a tap from the rows that wait at it."""
-    stats = {name: index.resolve("stats", name)(site.shape[1]) for name in needs}
-    for lane, other in here:
-        assert lane.seen is not None
-        x = site.tokens(lane.seen)
-        teacher = site.tokens(other.seen) if other and other.seen is not None else None
-        for stat in stats.values():
-            stat.add(x, teacher)
+def walk_twice(
+    block: nn.Module,
+    sites: Mapping[str, Site],
+    taps: Sequence[Tap],
+    rows: Sequence[Rows],
+    number: int,
+    needs: Sequence[str],
+) -> Generator[tuple[Tap, Known], None, None]:
+    """`walk` where memory does not hold what all rows would pause with: one pass for the statistics of all taps, which therefore
+    see the block's own weights as they were, and one through the block as it is afterwards."""
+    double = any(r.teacher is not None for r in rows)
+    shadow = copy.deepcopy(block) if double else None
+    shadow_sites = {n: shadow.get_submodule(n.removeprefix(prefix_of(sites, block))) for n in sites} if shadow else {}
+    stats = {tap.name: collectors(sites[tap.name], needs) for tap in taps}
+    seen: dict[str, Tensor] = {}
+    handles = []
+    for name in stats:
+        if shadow:
+            handles.append(shadow_sites[name].register_forward_pre_hook(lambda _, args, n=name: seen.update({n: args[0]})))
+        handles.append(
+            sites[name].module.register_forward_pre_hook(lambda _, args, n=name: take(sites[n], stats[n], args[0], seen.get(n)))
+        )
+    try:
+        for r in rows:
+            if shadow and r.teacher is not None:
+                r.teacher = run(shadow, r.teacher, r.calls[number])
+            run(block, r.hidden, r.calls[number])
+    finally:
+        for handle in handles:
+            handle.remove()
+    for tap in taps:
+        yield tap, known_of(sites[tap.name], stats[tap.name])
+    for r in rows:
+        r.hidden = run(block, r.hidden, r.calls[number])
+
+
+def collectors(site: Site, needs: Sequence[str]) -> dict[str, Any]:
+    return {name: index.resolve("stats", name)(site.shape[1]) for name in needs}
+
+
+def take(site: Site, stats: Mapping[str, Any], seen: Tensor | None, teacher: Tensor | None) -> None:
+    assert seen is not None
+    for stat in stats.values():
+        stat.add(site.tokens(seen), None if teacher is None else site.tokens(teacher))
+
+
+def known_of(site: Site, stats: Mapping[str, Any]) -> Known:
+    """The statistics of a tap once all rows have been there."""
     known = Known({name: stat.value() for name, stat in stats.items()})
     if stats and not (tokens := next(iter(stats.values())).tokens):
         known.note(f"no calibration token reached {site.name}")

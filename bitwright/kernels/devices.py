@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -20,6 +21,15 @@ def available(name: str) -> torch.device:
     if device.type != "cpu" and (present is None or present.type != device.type):
         raise BadRequest(f"The device {name!r} is not available here; use --device cpu, or install torch for it.")
     return device
+
+
+def memory_left(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device; a great many where the machine does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    told = Path("/proc/meminfo")
+    lines = told.read_text().splitlines() if told.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 2**62)
 
 
 def finish() -> None:

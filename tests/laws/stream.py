@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from bitwright import job, recipes
 from bitwright.calibrate.stats import Gram
-from bitwright.calibrate.stream import discover, embed, run, walk
+from bitwright.calibrate.stream import discover, embed, run, walk, walk_twice
 from bitwright.checkpoint import open_checkpoint, skeleton
+from bitwright.job import compress
 from bitwright.road import fill
 from bitwright.sites import sites
 
@@ -88,3 +90,38 @@ def test_the_teacher_lane_is_the_float_model(tiny_llama: Callable[..., Path], to
     first, *_, last = crosses.values()
     assert torch.allclose(first[0], first[1])  # before anything is rounded both lanes see the same
     assert not torch.allclose(last[0], last[1])
+
+
+@torch.no_grad()
+def test_two_passes_see_the_block_as_it_was_and_leave_it_as_it_is(tiny_llama: Callable[..., Path], tokens: Any) -> None:
+    """Where nothing is overwritten, both walks tell the same; where weights are, the second pass goes through the new ones."""
+    needs, told, after = ("gram", "cross"), {}, {}
+    for which in (walk, walk_twice):
+        for change in (False, True):
+            model = opened(tiny_llama())
+            rows = embed(model.model, model.model.layers, tokens().ids, 2, True)
+            block, here = model.model.layers[0], sites(model.model.layers[0], "model.layers.0.")
+            for tap, known in which(block, here, discover(block, here, rows[0], 0), rows, 0, needs):
+                told[which, change, tap.name] = known.values
+                for name in tap.readers if change else ():
+                    here[name].put(coarse(here[name].matrix()))
+            after[which, change] = torch.cat([part for r in rows for part in (r.hidden, r.teacher)])
+    for name in {name for _, _, name in told}:
+        once, twice, changed = (
+            told[key]["gram"] for key in ((walk, False, name), (walk_twice, False, name), (walk_twice, True, name))
+        )
+        assert torch.allclose(once, twice, rtol=1e-5, atol=1e-6 * float(once.abs().max())) and torch.equal(twice, changed)
+        assert torch.allclose(told[walk, False, name]["cross"], told[walk_twice, False, name]["cross"], rtol=1e-4, atol=1e-5)
+    for change in (False, True):
+        assert torch.allclose(after[walk, change], after[walk_twice, change], rtol=1e-5, atol=1e-6)
+
+
+def test_a_machine_too_small_for_all_rows_walks_twice_and_says_so(
+    tiny_llama: Callable[..., Path], tokens: Any, monkeypatch: Any
+) -> None:
+    _, once = compress(tiny_llama(), recipes.gptq(group=32), tokens())
+    monkeypatch.setattr(job, "memory_left", lambda device: 1000)
+    _, twice = compress(tiny_llama(), recipes.gptq(group=32), tokens())
+    assert once.asked["inputs"] == "as compressed so far" and "block before" in twice.asked["inputs"]
+    same = [a.error == b.error for a, b in zip(once.rows, twice.rows)]
+    assert all(same[:3]) and not all(same)  # q, k and v of the first block see the same inputs either way

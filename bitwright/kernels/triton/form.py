@@ -64,7 +64,8 @@ def worded(plane: Plane) -> list[Made]:
     codes = plane.codes.new_zeros(tiles * TILE, width)
     codes[:out, :k] = plane.codes
     pieces = lay.PIECES[bits]
-    w, v = (*(lay.words(codes, b, sum(pieces[:i]), plane.table is not None and b == 4) for i, b in enumerate(pieces)), None)[:2]
+    made = [lay.words(codes, b, sum(pieces[:i]), plane.table is not None and b == 4) for i, b in enumerate(pieces)]
+    w, v = made[0], made[1] if len(made) > 1 else None
     zeros = plane.zero - 128 if plane.table is None and bits == 8 else plane.zero  # bytes have a sign
     same = float(zeros[0, 0])
     groups = -(-width // group)

@@ -54,14 +54,14 @@ def assembly(pieces: tuple[int, ...], kind: torch.dtype, table: tuple[int, ...] 
         lines = [
             line for p in range(16) for line in unpack(p // 2, p, p % 2 * 8, 0x10001, pieces, 0x64006400 if half else 0x43004300, 2)
         ]
-        types, count, pack = (tl.float16 if half else tl.bfloat16,) * 16, 16, 2
+        types, count, pack = [tl.float16 if half else tl.bfloat16] * 16, 16, 2
     else:
         lines = [
             line for q in range(8) for line in (unpack(q, q, 0, 0x1010101, pieces, 0, 4) if table is None else lookup(q, table))
         ]
-        types, count, pack = (tl.int8,) * 8, 8, 4
+        types, count, pack = [tl.int8] * 8, 8, 4
     text = "{.reg .b32 t, pick, high, a, b; " + " ".join(lines) + "}"
-    return {"ASM": text, "WHERE": "=r," * count + ",".join("r" * pack * sum(pieces)), "KINDS": types}
+    return {"ASM": text, "WHERE": "=r," * count + ",".join("r" * pack * sum(pieces)), "KINDS": tuple(types)}
 
 
 def unpack(q: int, into: int, more: int, ones: int, pieces: tuple[int, ...], under: int, pack: int) -> list[str]:
