@@ -1,6 +1,8 @@
 """Products on a GPU are those of the decoded matrix, in sizes that fill no tile and no block: checked by Triton's interpreter on
 the CPU, or on a GPU with TRITON_INTERPRET=0."""
 
+import warnings
+
 import pytest
 import torch
 from matrices import coded, differ, module
@@ -36,6 +38,17 @@ def test_tokens_of_any_size_keep_their_precision() -> None:
     assert differ(linear, x[[0, 2]], "triton") < 2e-3
     with torch.no_grad(), dispatch.only("triton"):
         assert torch.equal(linear(x)[1], torch.zeros(72, dtype=x.dtype, device=DEVICE))
+
+
+def test_what_is_not_a_number_spoils_its_token_alone() -> None:
+    linear, x = module(coded(Integer(16), Layout(1, 32), (72, 64))).to(DEVICE), torch.randn(3, 64).half().to(DEVICE)
+    with torch.no_grad(), dispatch.only("triton"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the interpreter computes with numpy
+        clean = linear(x)
+        x[1, 5] = float("nan")
+        x[2, 40] = float("inf")
+        y = linear(x)
+    assert torch.equal(y[0], clean[0]) and y[1].isnan().all() and not y[2].isfinite().any()
 
 
 def test_groups_that_cut_through_words_are_declined() -> None:

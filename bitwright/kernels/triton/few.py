@@ -26,7 +26,7 @@ PROGRAMS, SHARES = {4: 3200, 8: 3200, 16: 1400}, 32  # tokens -> programs in fli
 
 
 def few_product(x: Float[Tensor, "n k"], found: list[Made], out: int) -> Float[Tensor, "n out"]:
-    n, tiles = len(x), found[0].tickets.shape[1]
+    x, n, tiles = x.contiguous(), len(x), found[0].tickets.shape[1]
     passes, tokens = -(-n // FEW), 4 if n <= 4 else 8 if n <= 8 else FEW
     early = assembles(x) and torch.cuda.get_device_capability(x.device) >= (9, 0)
     steps = [made.blocks // made.ahead(tokens) for made in found]
@@ -63,8 +63,9 @@ def halves_kernel(x, halves, sizes, n, stride, k, width, UNIT: constexpr, EARLY:
     at = unit * UNIT + tl.arange(0, UNIT)
     values = tl.load(x + tl.minimum(token, n - 1).to(tl.int64) * stride + at, mask=at < k, other=0.0).to(tl.float32)
     size = tl.max(tl.abs(values), 0) / 32639
-    size = tl.where(size > 0, size, 1.0)
-    turned = values / size
+    spoilt = tl.sum(values * 0.0, 0)  # not a number where a value is not finite, which then holds for the token, as it should
+    turned = tl.where(spoilt == 0, values / tl.where(size > 0, size, 1.0), 0.0)
+    size += spoilt
     whole = (turned + tl.where(turned < 0, -0.5, 0.5)).to(tl.int32)
     upper = (whole + 128) >> 8
     tl.store(halves + 2 * token * width + at, upper.to(tl.int8))

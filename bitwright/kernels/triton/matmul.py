@@ -22,4 +22,5 @@ def matmul(x: Float[Tensor, "n inp"], packed: Packed) -> Float[Tensor, "n out"] 
         few = len(part) <= MOST and all(made.group % 32 == 0 for made in found)
         return (few_product if few else many_product)(part, found, packed.shape[0])
 
-    return packed.product(x, made, product)
+    with torch.cuda.device_of(x):
+        return packed.product(x, made, product)
