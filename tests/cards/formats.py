@@ -17,6 +17,7 @@ from torch import Tensor
 from bitwright.coder import Band, Coder
 from bitwright.grids.base import Grid, points
 from bitwright.grids.integer import Integer
+from bitwright.grids.scales import Float as Scaled
 from bitwright.grids.table import TABLES, Table
 from bitwright.grids.trit_planes import TritPlanes
 from bitwright.layout import Layout
@@ -44,6 +45,27 @@ def test_e2m1_is_the_small_float_of_two_exponent_bits_and_one_of_mantissa():
     assert [v for (v,) in TABLES["e2m1"]] == sorted({*positive, *(-v for v in positive)})  # -0 is 0
 
 
+def test_small_floats_are_those_of_the_card_and_of_torch() -> None:
+    """FP6 as the card lists them; FP8 is every finite number of torch's types, and rounding to nearest agrees with their casts."""
+    e3m2 = [
+        *(i / 16 for i in range(8)),
+        *(i / 8 for i in range(4, 8)),
+        *(i / 4 for i in range(4, 8)),
+        *(i / 2 for i in range(4, 8)),
+    ]
+    e3m2 += [*(float(i) for i in range(4, 8)), *(2.0 * i for i in range(4, 8)), *(4.0 * i for i in range(4, 8))]
+    e2m3 = [*(i / 8 for i in range(16)), *(2 + i / 4 for i in range(8)), *(4 + i / 2 for i in range(8))]
+    for name, positive in (("e3m2", e3m2), ("e2m3", e2m3)):
+        assert [v for (v,) in TABLES[name] if v >= 0] == positive
+    for name, dtype in (("e4m3", torch.float8_e4m3fn), ("e5m2", torch.float8_e5m2)):
+        known = torch.arange(256, dtype=torch.uint8).view(dtype).double()
+        assert [v for (v,) in TABLES[name]] == sorted(set(known[known.isfinite()].tolist()))
+        x = torch.randn(1, 4096).clamp(-6, 6) * torch.finfo(dtype).max / 8
+        unit = {"scale": torch.ones(1, 1)}
+        grid = Table(name, scale=Scaled("float32"))
+        assert torch.equal(grid.decode(grid.encode(x, unit), unit), x.to(dtype).float())
+
+
 def test_nf4_is_quantiles_of_a_gaussian_stretched_to_one():
     """Eight of the right half and seven of the left, evenly spaced in probability from 1/2 to 1 - (1/32 + 1/30) / 2, and 0."""
     from scipy.stats import norm
@@ -53,7 +75,7 @@ def test_nf4_is_quantiles_of_a_gaussian_stretched_to_one():
     assert [v for (v,) in TABLES["nf4"]] == pytest.approx(sorted([*right, 0.0, *-left]), abs=1e-6)
 
 
-@pytest.mark.parametrize("table", ["nf4", "e2m1", "ternary", "binary"])
+@pytest.mark.parametrize("table", ["nf4", "e2m1", "e3m2", "e4m3", "ternary", "binary"])
 def test_a_number_goes_to_the_side_of_the_midpoint_it_lies_on(table: str):
     values = torch.tensor([v for (v,) in TABLES[table]])
     assert (values.diff() > 0).all() and values.abs().max() == values.max()
