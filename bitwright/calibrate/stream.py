@@ -147,9 +147,7 @@ def walk(
 
     Afterwards the rows stand before the next block. Raises RuntimeError where a reader is given another tensor than its tap's.
     """
-    double = any(r.teacher is not None for r in rows)
-    shadow = copy.deepcopy(block) if double else None
-    shadow_sites = {n: shadow.get_submodule(n.removeprefix(prefix_of(sites, block))) for n in sites} if shadow else {}
+    shadow, shadow_sites = shadow_of(block, sites, rows)
     home = getcurrent()
     handles = []
     for i, tap in enumerate(taps):
@@ -194,9 +192,7 @@ def walk_twice(
 ) -> Generator[tuple[Tap, Known], None, None]:
     """`walk` where memory does not hold what all rows would pause with: one pass for the statistics of all taps, which therefore
     see the block's own weights as they were, and one through the block as it is afterwards."""
-    double = any(r.teacher is not None for r in rows)
-    shadow = copy.deepcopy(block) if double else None
-    shadow_sites = {n: shadow.get_submodule(n.removeprefix(prefix_of(sites, block))) for n in sites} if shadow else {}
+    shadow, shadow_sites = shadow_of(block, sites, rows)
     stats = {tap.name: collectors(sites[tap.name], needs) for tap in taps}
     seen: dict[str, Tensor] = {}
     handles = []
@@ -218,6 +214,14 @@ def walk_twice(
         yield tap, known_of(sites[tap.name], stats[tap.name])
     for r in rows:
         r.hidden = run(block, r.hidden, r.calls[number])
+
+
+def shadow_of(block: nn.Module, sites: Mapping[str, Site], rows: Sequence[Rows]) -> tuple[nn.Module | None, dict[str, nn.Module]]:
+    """A copy of the block for the teacher's lane and its sites, where there is a teacher."""
+    if all(r.teacher is None for r in rows):
+        return None, {}
+    shadow, prefix = copy.deepcopy(block), prefix_of(sites, block)
+    return shadow, {n: shadow.get_submodule(n.removeprefix(prefix)) for n in sites}
 
 
 def collectors(site: Site, needs: Sequence[str]) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
     W^[r, j] = sum over planes  scale[r, g] * (value(code[r, j]) - zero[r, g]),      g the group of column j
 
-A plane's codes have 1, 2, 4 or 8 bits; its values are the codes themselves or a table's. A kernel says which widths it holds a
-code of b bits in (3 bits: one plane of 4, or one of 2 and one of 1 with its scale times 4); a trit-plane is a plane of 2 bits
-with a zero of 1. So a kernel that knows these four widths knows every scalar grid.
+A plane's values are its codes themselves or a table's. A kernel says in planes of which widths it holds a code of b bits (8 bits: one
+plane, or two of 4, the second with its scale times 16); a trit-plane is a plane of 2 bits with a zero of 1. So a kernel that
+knows planes of 1 to 8 bits in some widths knows every scalar grid.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,6 @@ from torch import Tensor
 from bitwright.terms.coded import Coded
 
 Widths = Mapping[int, tuple[int, ...]]  # bits of a code -> bits of the planes that hold it, low ones first
-DENSE: Widths = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 
 
 @dataclass(frozen=True, eq=False)
