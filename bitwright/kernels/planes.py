@@ -2,7 +2,7 @@
 
     W^[r, j] = sum over planes  scale[r, g] * (value(code[r, j]) - zero[r, g]),      g the group of column j
 
-A plane's values are its codes themselves or a table's. A kernel says in planes of which widths it holds a code of b bits (8 bits: one
+A plane's values are its codes or a table's. A kernel says in planes of which widths it holds a code of b bits (8 bits: one
 plane, or two of 4, the second with its scale times 16); a trit-plane is a plane of 2 bits with a zero of 1. So a kernel that
 knows planes of 1 to 8 bits in some widths knows every scalar grid.
 """
