@@ -15,7 +15,7 @@ from jaxtyping import Float
 from jaxtyping import Integer as Ints
 from torch import Tensor
 
-from bitwright.grids.base import Grid, Params, gather
+from bitwright.grids.base import Grid, Kin, Params, gather
 from bitwright.layout import Layout
 from bitwright.terms.coded import Coded, coded_meta, narrowed
 
@@ -39,6 +39,10 @@ class Band:
             return f"blocks of {rows} x {cols} do not tile {shape[0]} x {inner}"
         if cols % self.grid.width:
             return f"groups of {cols} columns do not hold whole vectors of {self.grid.width}"
+        tiles = self.layout.tiles((shape[0], inner))
+        for leaf in self.grid.leaves.values():
+            if isinstance(leaf.shared, int) and tiles[1] % leaf.shared:
+                return f"{tiles[1]} groups in a row are no multiple of the {leaf.shared} that share a second level"
         return None
 
 
@@ -57,8 +61,12 @@ class Coder:
         shape = (W.shape[0], W.shape[1])
         if why := next((why for band in bands if (why := band.legal(shape))), None) or uncovered(bands, shape[1]):
             raise ValueError(why)
-        params = tuple(band.grid.fit(band.layout.split(band.take(W)), prices(band, W, weight)) for band in bands)
-        return cls(shape, tuple(bands), params, weight)
+        params = []
+        for band in bands:
+            part = band.take(W)
+            kin = Kin(band.layout.tiles((shape[0], part.shape[1]))[1])
+            params.append(band.grid.fit(band.layout.split(part), prices(band, W, weight), kin))
+        return cls(shape, tuple(bands), tuple(params), weight)
 
     def again(self, W: Float[Tensor, "out inp"]) -> "Coder":
         """The same bands fitted to another matrix."""
@@ -100,7 +108,7 @@ class Coder:
         return self.shape[0], self.shape[1] if columns is None else len(columns)
 
     def refit(self, W: Float[Tensor, "out inp"], cols: Ints[Tensor, "v"]) -> "Coder":
-        """Fit the groups that these columns belong to afresh, to `W` as it is now."""
+        """Fit the groups that these columns belong to afresh, to `W` as it is now; second levels stay."""
         b, groups = self.groups(cols)
         band, place = self.home
         block_cols = self.bands[b].layout.block(self.inner(b))[1]
@@ -108,9 +116,9 @@ class Coder:
         mates = mates[place[mates].argsort()].to(W.device)
         local = Band(self.bands[b].grid, Layout(self.bands[b].layout.rows, None))
         weight = None if self.weight is None else self.weight[mates]
-        part = W[:, mates]
-        fresh = local.grid.fit(local.layout.split(part), prices(local, part, weight))
-        at = groups.unique().to(W.device)
+        part, at = W[:, mates], groups.unique().to(W.device)
+        shared = {name: self.params[b][name][at] for name, leaf in local.grid.leaves.items() if leaf.shared != 1}
+        fresh = local.grid.fit(local.layout.split(part), prices(local, part, weight), Kin(1, shared))
         params = {name: leaf.index_copy(0, at, fresh[name]) for name, leaf in self.params[b].items()}
         return replace(self, params=tuple(params if i == b else p for i, p in enumerate(self.params)))
 

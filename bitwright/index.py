@@ -27,6 +27,9 @@ PARTS: dict[str, dict[str, str]] = {
     },
     "scales": {
         "float": "bitwright.grids.scales:Float",
+        "e8m0": "bitwright.grids.micro:E8M0",
+        "e4m3": "bitwright.grids.micro:E4M3",
+        "second-level": "bitwright.grids.second_level:SecondLevel",
     },
     "terms": {
         "coded": "bitwright.terms.coded:Coded",

@@ -38,15 +38,20 @@ def parts(room: str) -> dict[str, Any]:
 @cache
 def variants(room: str, few: bool = False) -> tuple[Any, ...]:
     """Every part of a room in its variants."""
-    made = {"grids": few_grids if few else grids, "rounding": roundings, "corrections": corrections, "recipes": recipes}
+    made = {"grids": few_grids if few else grids, "scales": scales, "rounding": roundings, "corrections": corrections}
+    made["recipes"] = recipes
     named: dict[str, list[Any]] = made.get(room, dict)()
     kinds = {n: index.load(p) for n, p in index.RECIPES.items()} if room == "recipes" else parts(room)
     return tuple(v for name, kind in kinds.items() for v in (named.get(name) or [kind()]))
 
 
-def scales() -> list[Any]:
-    named = {"float": [index.resolve("scales", "float")(name) for name in ("float16", "bfloat16", "float32")]}
-    return [s for name, kind in parts("scales").items() for s in (named.get(name) or [kind()])]
+def scales() -> dict[str, list[Any]]:
+    floats, power, second = (index.resolve("scales", name) for name in ("float", "e8m0", "second-level"))
+    return {
+        "float": [floats(name) for name in ("float16", "bfloat16", "float32")],
+        "e8m0": [power(rule) for rule in ("up", "floor", "even", "ceil")],
+        "second-level": [second(64, 2), second(128, "row"), second(64, 1, signed=True)],
+    }
 
 
 def fits() -> list[Any]:
@@ -61,25 +66,32 @@ def grids() -> dict[str, list[Any]]:
     return {
         "integer": [
             *(integer(n, symmetric, by) for (n, symmetric), by in zip(product(SIZES, (False, True)), cycle(by_all))),
-            *(integer(5, by=by, scale=scale) for by, scale in zip(cycle(by_all), scales())),
+            *(
+                integer(5, symmetric, by, scale)
+                for by, symmetric, scale in zip(cycle(by_all), cycle((False, True)), variants("scales"))
+            ),
             *(integer(3, by=by) for by in by_all),
         ],
         "table": [
             *(table(name, by) for name, by in zip(tables, cycle(by_all))),
             *(table(name, polish=3) for name in tables),
-            *(table("nf4", by, scale=scale) for by, scale in zip(cycle(reversed(by_all)), scales())),
+            *(
+                table(name, by, scale=scale)
+                for name, by, scale in zip(cycle(("e2m1", "nf4")), cycle(by_all[::-1]), variants("scales"))
+            ),
             table("ternary", by_all[-1], 3),
         ],
-        "trit-planes": [trits(2), trits(3), trits(2, weighted=True), trits(1), trits(2, scale=scales()[1])],
+        "trit-planes": [trits(2), trits(3), trits(2, weighted=True), trits(1), trits(2, scale=variants("scales")[1])],
     }
 
 
 def few_grids() -> dict[str, list[Any]]:
     integer, table, trits = (index.resolve("grids", name) for name in ("integer", "table", "trit-planes"))
     imatrix = index.resolve("fits", "imatrix")(steps=25)
+    second, e4m3 = (index.resolve("scales", name) for name in ("second-level", "e4m3"))
     return {
-        "integer": [integer(4), integer(9, True), integer(8, by=imatrix)],
-        "table": [table("nf4"), table("ternary", polish=2), table("roots4")],
+        "integer": [integer(4), integer(9, True), integer(8, by=imatrix), integer(16, scale=second(64, "row"))],
+        "table": [table("nf4"), table("ternary", polish=2), table("roots4"), table("e2m1", scale=e4m3())],
         "trit-planes": [trits(2)],
     }
 
@@ -130,7 +142,14 @@ def label(part: Any) -> str:
     return f"{index.name_of(type(part))}({','.join(told)})"
 
 
-ROOMS = {"grid": "grids", "rounding": "rounding", "correction": "corrections", "allocation": "allocation", "recipe": "recipes"}
+ROOMS = {
+    "grid": "grids",
+    "scale": "scales",
+    "rounding": "rounding",
+    "correction": "corrections",
+    "allocation": "allocation",
+    "recipe": "recipes",
+}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -83,3 +83,11 @@ def differ(linear: CodedLinear, x: Tensor, kernel: str = "numba") -> float:
         y = linear(x).double()
     exact = x.double() @ linear.weight.double().T
     return float(((y - exact).norm(dim=1) / (x.double().norm(dim=1) * linear.weight.norm())).max())
+
+
+def on(grid: Grid, layout: Layout) -> Layout:
+    """The layout, or one whose groups hold whole vectors, or enough groups in a row of 16 for what they share."""
+    if layout.cols == 1:
+        return Layout(layout.rows, grid.width)
+    pairs = any(leaf.shared not in (1, "row", "tensor") for leaf in grid.leaves.values())
+    return Layout(layout.rows, 8) if pairs else layout

@@ -2,12 +2,14 @@
 
 A grid is K points in R^width, moved and stretched by the parameters of a group. It knows groups as rows [g, n] and nothing of
 matrices. Parameters are a dict of tensors with one row per group, already in stored precision: a float leaf has its stored
-dtype, an integer leaf holds codes of its own and is packed at its own level count. Decoding is fp32; encoding runs in the
-precision of its input, which is how the fp64 reference of the tests shares this code.
+dtype, an integer leaf holds codes of its own and is packed at its own level count. A leaf that many groups share has equal rows
+in memory and is stored once. Decoding is fp32; encoding runs in the precision of its input, which is how the fp64 reference of
+the tests shares this code.
 """
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -19,11 +21,39 @@ Params = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Leaf:
-    """How one parameter of a group is stored: `count` numbers of `dtype`, or `count` codes packed at `levels` (> 0)."""
+    """How one parameter of a group is stored: `count` numbers of `dtype`, or `count` codes packed at `levels` (> 0).
+
+    `shared`: how many groups in a row of the matrix have it in common; `row` and `tensor`: all of them.
+    """
 
     dtype: torch.dtype
     count: int = 1
     levels: int = 0
+    shared: int | Literal["row", "tensor"] = 1
+
+    def rows(self, tiles: tuple[int, int]) -> tuple[int, int]:
+        """Shape in which it is stored on a matrix of so many groups down and across."""
+        if self.shared == "tensor":
+            return 1, self.count
+        return tiles[0], tiles[1] // self.span(tiles) * self.count
+
+    def span(self, tiles: tuple[int, int]) -> int:
+        """How many consecutive groups share it."""
+        if isinstance(self.shared, int):
+            return self.shared
+        return tiles[1] if self.shared == "row" else tiles[0] * tiles[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Kin:
+    """What the groups of a fit have to do with each other: `across` of them make a row of the matrix, and `shared` holds
+    second levels that are already fixed, one row per group (empty: the fit places them)."""
+
+    across: int = 1
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+ALONE = Kin()
 
 
 @runtime_checkable
@@ -44,7 +74,7 @@ class Grid(Protocol):
     def leaves(self) -> dict[str, Leaf]:
         """Parameters of one group and how they are stored."""
 
-    def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None) -> Params:
+    def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None, kin: Kin = ALONE) -> Params:
         """Parameters for these groups, in stored precision; `weight` is the price of a squared error at each place."""
 
     def encode(self, x: Float[Tensor, "g n"], p: Params) -> Ints[Tensor, "g m"]:
@@ -84,6 +114,15 @@ def weighted(x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None) -> Fl
     if weight is None:
         return torch.ones_like(x)
     return torch.where(weight.sum(1, keepdim=True) > 0, weight.to(x.dtype), 1.0).expand_as(x)
+
+
+def better(
+    grid: Grid, x: Float[Tensor, "g n"], c: Ints[Tensor, "g m"], weight: Float[Tensor, "g n"] | None, new: Params, old: Params
+) -> Params:
+    """Group by group, the parameters under which these codes have the smaller weighted squared error; the old among equals."""
+    d = weighted(x, weight)
+    losses = [((grid.decode(c, p).to(x.dtype) - x).square() * d).sum(1, keepdim=True) for p in (new, old)]
+    return {name: torch.where(losses[0] < losses[1], new[name], old[name]) for name in old}
 
 
 def gather(p: Params, rows: Shaped[Tensor, "r"]) -> Params:

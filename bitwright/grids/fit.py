@@ -1,5 +1,5 @@
-"""Fits: where a group's points are placed. A grid offers `extent(x)`, the range of a group, and `place(extent, keep)`, the
-parameters for that range shrunk to a share `keep`.
+"""Fits: where a group's points are placed. A grid offers `extent(x)`, the range of a group, and `place(extent, keep, top)`, the
+parameters for that range shrunk to a share `keep`, under second levels `top` that groups share.
 
     absmax    keep = 1: the range reaches the largest weight
     mse       keep* = argmin over keep in {1, .99, .98, ..., .21} of  sum |x^ - x|^exponent       (card: baselines, section 0)
@@ -28,7 +28,7 @@ class Placeable(Protocol):
     """What a fit needs of a grid."""
 
     def extent(self, x: Float[Tensor, "g n"]) -> Float[Tensor, "g e"]: ...
-    def place(self, extent: Float[Tensor, "g e"], keep: float) -> Params: ...
+    def place(self, extent: Float[Tensor, "g e"], keep: float, top: Params) -> Params: ...
     def miss(self, x: Float[Tensor, "g n"], p: Params, out: Float[Tensor, "g n"]) -> Float[Tensor, "g n"]:
         """decode(encode(x)) - x, written into `out`: the search makes no other large tensor."""
 
@@ -38,7 +38,7 @@ class Fit(Protocol):
     @property
     def needs(self) -> tuple[str, ...]: ...
 
-    def __call__(self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None) -> Params: ...
+    def __call__(self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None, top: Params) -> Params: ...
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class AbsMax:
 
     needs = ()
 
-    def __call__(self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None) -> Params:
-        return grid.place(grid.extent(x), 1.0)
+    def __call__(self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None, top: Params) -> Params:
+        return grid.place(grid.extent(x), 1.0, top)
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Mse:
     shrink: float = 0.8
     needs = ()
 
-    def __call__(self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None) -> Params:
-        return search(grid, x, None, self.exponent, self.steps, self.shrink)
+    def __call__(self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None, top: Params) -> Params:
+        return search(grid, x, None, top, self.exponent, self.steps, self.shrink)
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,16 @@ class Imatrix:
     shrink: float = 0.8
     needs = ("gram",)
 
-    def __call__(self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None) -> Params:
+    def __call__(self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None, top: Params) -> Params:
         price = weighted(x, weight) * (x.square().mean(1, keepdim=True) + x.square()).sqrt()
-        return search(grid, x, price, self.exponent, self.steps, self.shrink)
+        return search(grid, x, price, top, self.exponent, self.steps, self.shrink)
 
 
 def search(
     grid: Placeable,
     x: Float[Tensor, "g n"],
     price: Float[Tensor, "g n"] | None,
+    top: Params,
     exponent: float,
     steps: int,
     shrink: float,
@@ -89,11 +90,11 @@ def search(
     """The best of the shrunk ranges for each group; the widest among equals."""
     parts = []
     for rows in chunks(x):
-        part, out = x[rows], torch.empty_like(x[rows])
+        part, out, above = x[rows], torch.empty_like(x[rows]), {name: leaf[rows] for name, leaf in top.items()}
         extent, least = grid.extent(part), x.new_full((len(part),), torch.inf)
-        best = grid.place(extent, 1.0)
+        best = grid.place(extent, 1.0, above)
         for i in range(int(shrink * steps)):
-            p = grid.place(extent, 1 - i / steps)
+            p = grid.place(extent, 1 - i / steps, above)
             gap = grid.miss(part, p, out).abs_()
             loss = gap.square_() if exponent == 2 else gap.pow_(exponent)
             error = (loss if price is None else loss.mul_(price[rows])).sum(1)

@@ -16,7 +16,8 @@ from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright.errors import BadRequest
-from bitwright.grids.base import Leaf, Params, weighted
+from bitwright.grids import scales
+from bitwright.grids.base import ALONE, Kin, Leaf, Params, better
 from bitwright.grids.fit import AbsMax, Fit
 from bitwright.grids.scales import Float as FloatScale
 from bitwright.grids.scales import Scale
@@ -42,11 +43,14 @@ class Integer:
 
     @property
     def leaves(self) -> dict[str, Leaf]:
-        scale = {"scale": Leaf(self.scale.dtype)}
-        return scale if self.symmetric else {**scale, "zero": Leaf(torch.uint8, levels=self.levels)}
+        zero = {} if self.symmetric else {"zero": Leaf(torch.uint8, levels=self.levels)}
+        return scales.leaves(self.scale) | zero
 
-    def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None) -> Params:
-        return self.by(self, x, weight)
+    def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None, kin: Kin = ALONE) -> Params:
+        return self.by(self, x, weight, scales.above(self.scale, self.range(self.extent(x)), self.levels - 1.0, kin))
+
+    def range(self, extent: Float[Tensor, "g 2"]) -> Float[Tensor, "g 1"]:
+        return extent[:, 1:] - extent[:, :1]
 
     def extent(self, x: Float[Tensor, "g n"]) -> Float[Tensor, "g 2"]:
         low, high = x.amin(1).clamp_max(0), x.amax(1).clamp_min(0)
@@ -55,14 +59,13 @@ class Integer:
             low = -high
         return torch.stack([low, high], 1)
 
-    def place(self, extent: Float[Tensor, "g 2"], keep: float) -> Params:
-        low, high = (extent * keep).split(1, 1)
-        empty = (low == 0) & (high == 0)
-        scale = self.scale.store(torch.where(empty, 2.0, high - low) / (self.levels - 1))
+    def place(self, extent: Float[Tensor, "g 2"], keep: float, top: Params) -> Params:
+        kept = extent * keep
+        stored = {"scale": self.scale.store(self.range(kept), self.levels - 1.0, top.get("scale_top")), **top}
         if self.symmetric:
-            return {"scale": scale}
-        zero = torch.round(torch.where(empty, 1.0, -low) / self.scale.read(scale).to(low.dtype))
-        return {"scale": scale, "zero": zero.clamp(0, self.levels - 1).to(small(self.levels))}
+            return stored
+        zero = torch.round(-kept[:, :1] / scales.read(self.scale, stored).to(kept.dtype))
+        return {**stored, "zero": zero.clamp(0, self.levels - 1).to(small(self.levels))}
 
     def encode(self, x: Float[Tensor, "g n"], p: Params) -> Ints[Tensor, "g n"]:
         scale, zero = self.affine(p)
@@ -80,16 +83,13 @@ class Integer:
     def refit(
         self, x: Float[Tensor, "g n"], c: Ints[Tensor, "g n"], p: Params, weight: Float[Tensor, "g n"] | None = None
     ) -> Params:
-        """Least squares of the scale for given codes and zero."""
-        step, d = c.to(x.dtype) - self.affine(p)[1], weighted(x, weight)
-        up, down = (d * x * step).sum(1, keepdim=True), (d * step * step).sum(1, keepdim=True)
-        usable = (up > 0) & (down > 0)
-        fitted = self.scale.store(torch.where(usable, up / torch.where(usable, down, 1.0), 1.0))
-        return {**p, "scale": torch.where(usable, fitted, p["scale"])}
+        """Least squares of the scale for given codes and zero, where it helps."""
+        step = c.to(x.dtype) - self.affine(p)[1]
+        return better(self, x, c, weight, {**p, "scale": scales.fitted(self.scale, x, step, weight, p)}, p)
 
     def affine(self, p: Params) -> tuple[Float[Tensor, "g 1"], Float[Tensor, "g 1"] | float]:
         """Scale and zero in fp32: what a kernel for equally spaced grids needs."""
-        return self.scale.read(p["scale"]), float(self.levels // 2) if self.symmetric else p["zero"].float()
+        return scales.read(self.scale, p), float(self.levels // 2) if self.symmetric else p["zero"].float()
 
 
 def small(levels: int) -> torch.dtype:

@@ -5,11 +5,14 @@
 `roots4` is the table of the fourth roots of unity {1, i, -1, -i} as points of the plane: a code stands for two neighbouring
 weights of which one is zero, one bit per weight. After the fit has placed the range, `polish` rounds of "nearest codes, then
 least-squares scale" follow and the best is kept; it matters for tables of few points, whose best scale is far from absmax.
-Small floats eXmY have X bits of exponent and Y of mantissa, subnormals, and no infinity; zero is one point. Tables: card formats,
-section 1 (they ascend here; the engines' order of codes is the exporter's business).
+Small floats eXmY have X bits of exponent and Y of mantissa, subnormals, and no infinity; zero is one point; a number between
+two of them goes to the nearest, halfway to the even code, as hardware does. A real exponent bias is such a table times its
+scale. e3m0 is the table of powers of two. Tables: card formats, section 1 (they ascend here; the engines' order of codes is
+the exporter's business).
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -17,7 +20,8 @@ from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright.errors import BadRequest
-from bitwright.grids.base import Leaf, Params, nearest_point, weighted
+from bitwright.grids import scales
+from bitwright.grids.base import ALONE, Kin, Leaf, Params, better, nearest_point, weighted
 from bitwright.grids.fit import AbsMax, Fit
 from bitwright.grids.scales import Float as FloatScale
 from bitwright.grids.scales import Scale
@@ -28,7 +32,7 @@ NF4 = (
 )
 
 
-def small_float(exponent: int, mantissa: int, bias: int, largest: float) -> tuple[tuple[float, ...], ...]:
+def small_float(exponent: int, mantissa: int, bias: int, largest: float = float("inf")) -> tuple[tuple[float, ...], ...]:
     """All values of a sign, an exponent and a mantissa up to the largest that is a number, ascending."""
     steps = 2**mantissa
     above = {m / steps * 2.0 ** (1 - bias) for m in range(steps)}
@@ -38,11 +42,15 @@ def small_float(exponent: int, mantissa: int, bias: int, largest: float) -> tupl
 
 TABLES: dict[str, tuple[tuple[float, ...], ...]] = {  # scalar tables ascend: nearest is then a search
     "nf4": tuple((v,) for v in NF4),
-    "e2m1": small_float(2, 1, 1, 6.0),
-    "e2m3": small_float(2, 3, 1, 7.5),
-    "e3m2": small_float(3, 2, 3, 28.0),
-    "e4m3": small_float(4, 3, 7, 448.0),
-    "e5m2": small_float(5, 2, 15, 57344.0),
+    "e3m0": small_float(3, 0, 3),
+    "e2m1": small_float(2, 1, 1),
+    "e1m2": small_float(1, 2, 1),
+    "e2m3": small_float(2, 3, 1),
+    "e3m2": small_float(3, 2, 3),
+    "e2m5": small_float(2, 5, 1),
+    "e3m4": small_float(3, 4, 3),
+    "e4m3": small_float(4, 3, 7, 448.0),  # what would be 480 stands for NaN
+    "e5m2": small_float(5, 2, 15, 57344.0),  # IEEE: the last exponent stands for infinity and NaN
     "ternary": ((-1.0,), (0.0,), (1.0,)),
     "binary": ((-1.0,), (1.0,)),
     "roots4": ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)),
@@ -76,17 +84,21 @@ class Table:
 
     @property
     def leaves(self) -> dict[str, Leaf]:
-        return {"scale": Leaf(self.scale.dtype)}
+        return scales.leaves(self.scale)
 
-    def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None) -> Params:
+    @property
+    def reach(self) -> float:
+        return max(sum(v * v for v in point) ** 0.5 for point in TABLES[self.table])
+
+    def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None, kin: Kin = ALONE) -> Params:
         weight = weight if self.needs else None
-        best = self.by(self, x, weight)
+        best = self.by(self, x, weight, scales.above(self.scale, self.extent(x), self.reach, kin))
         least = self.loss(x, best, weight)
         for _ in range(self.polish):
             p = self.refit(x, self.encode(x, best), best, weight)
             loss = self.loss(x, p, weight)
-            better = (loss < least)[:, None]
-            least, best = torch.minimum(loss, least), {"scale": torch.where(better, p["scale"], best["scale"])}
+            improved = (loss < least)[:, None]
+            least, best = torch.minimum(loss, least), {**best, "scale": torch.where(improved, p["scale"], best["scale"])}
         return best
 
     def loss(self, x: Float[Tensor, "g n"], p: Params, weight: Float[Tensor, "g n"] | None) -> Float[Tensor, "g"]:
@@ -96,36 +108,40 @@ class Table:
         length = x.view(len(x), -1, self.width).norm(dim=2) if self.width > 1 else x.abs()
         return length.amax(1, keepdim=True)
 
-    def place(self, extent: Float[Tensor, "g 1"], keep: float) -> Params:
-        reach = max(sum(v * v for v in point) ** 0.5 for point in TABLES[self.table])
-        return {"scale": self.scale.store(torch.where(extent > 0, extent * keep, 1.0) / reach)}
+    def place(self, extent: Float[Tensor, "g 1"], keep: float, top: Params) -> Params:
+        return {"scale": self.scale.store(extent * keep, self.reach, top.get("scale_top")), **top}
 
     def miss(self, x: Float[Tensor, "g n"], p: Params, out: Float[Tensor, "g n"]) -> Float[Tensor, "g n"]:
         return torch.sub(self.decode(self.encode(x, p), p), x, out=out)
 
     def encode(self, x: Float[Tensor, "g n"], p: Params) -> Ints[Tensor, "g m"]:
-        points = self.scale.read(p["scale"])[..., None] * self.unit(x.device)
+        scale = scales.read(self.scale, p)
         if self.width > 1:
-            return nearest_point(x, points)
-        return torch.searchsorted(midpoints(points[..., 0]).to(x.dtype), x.contiguous()).to(torch.uint8)
+            return nearest_point(x, scale[..., None] * self.unit(x.device))
+        units = (x / scale.to(x.dtype)).contiguous()
+        return torch.bucketize(units, boundaries(self.table).to(x.device, x.dtype)).to(torch.uint8)
 
     def decode(self, c: Ints[Tensor, "g m"], p: Params) -> Float[Tensor, "g n"]:
-        return self.scale.read(p["scale"]) * self.unit(c.device)[c.long()].flatten(1)
+        return scales.read(self.scale, p) * self.unit(c.device)[c.long()].flatten(1)
 
     def refit(
         self, x: Float[Tensor, "g n"], c: Ints[Tensor, "g m"], p: Params, weight: Float[Tensor, "g n"] | None = None
     ) -> Params:
-        """Least squares of the scale for given codes."""
-        unit, d = self.unit(c.device)[c.long()].flatten(1).to(x.dtype), weighted(x, weight)
-        up, down = (d * x * unit).sum(1, keepdim=True), (d * unit * unit).sum(1, keepdim=True)
-        usable = (up > 0) & (down > 0)
-        fitted = self.scale.store(torch.where(usable, up / torch.where(usable, down, 1.0), 1.0))
-        return {"scale": torch.where(usable, fitted, p["scale"])}
+        """Least squares of the scale for given codes, where it helps."""
+        unit = self.unit(c.device)[c.long()].flatten(1).to(x.dtype)
+        return better(self, x, c, weight, {**p, "scale": scales.fitted(self.scale, x, unit, weight, p)}, p)
 
     def unit(self, device: torch.device) -> Float[Tensor, "k width"]:
         return torch.tensor(TABLES[self.table], device=device)
 
 
-def midpoints(points: Float[Tensor, "g k"]) -> Float[Tensor, "g b"]:
-    """Decision points of an ascending scalar table; a number on one belongs to the lower point."""
-    return ((points[:, 1:] + points[:, :-1]) * 0.5).contiguous()
+@cache
+def boundaries(table: str) -> Float[Tensor, "b"]:
+    """Where one point of an ascending scalar table ends and the next begins, fp32: a number that is equal belongs to the lower
+    point. Of small floats every second lies just below the midpoint, so that ties go to even codes."""
+    points = torch.tensor(TABLES[table])[:, 0]
+    middle = (points[1:] + points[:-1]) / 2
+    if table.startswith("e"):
+        up = (torch.arange(len(middle)) - len(middle) // 2) % 2 != 0
+        middle[up] = torch.nextafter(middle, torch.tensor(-torch.inf))[up]
+    return middle

@@ -19,9 +19,8 @@ from jaxtyping import Float
 from jaxtyping import Integer as Ints
 from torch import Tensor
 
-from bitwright.grids.base import Leaf, Params, nearest_point, weighted
+from bitwright.grids.base import ALONE, Kin, Leaf, Params, better, nearest_point, weighted
 from bitwright.grids.scales import Float as FloatScale
-from bitwright.grids.scales import Scale
 
 START, MOST = 1e-8, 1.0  # ridge: where it starts, where it stops growing
 RANGES = 65  # tried for the equally spaced start, from half a step inside the largest value to one and a quarter outside
@@ -36,7 +35,7 @@ class TritPlanes:
     iters: int = 50
     tol: float = 1e-4
     weighted: bool = False
-    scale: Scale = FloatScale()
+    scale: FloatScale = FloatScale()
     width = 1
 
     @property
@@ -51,7 +50,7 @@ class TritPlanes:
     def leaves(self) -> dict[str, Leaf]:
         return {"scale": Leaf(self.scale.dtype, count=self.planes)}
 
-    def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None) -> Params:
+    def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None, kin: Kin = ALONE) -> Params:
         d = weighted(x, weight if self.weighted else None)
         sign = torch.where(x < 0, -1.0, 1.0).to(x.dtype)[..., None].expand(-1, -1, self.planes)
         a, b = self.alternate(x, d, sign), self.alternate(x, d, self.trits(x, self.even(x, d)))
@@ -105,9 +104,7 @@ class TritPlanes:
         """Ridge regression of the scales for given trits; kept only where it helps (signs cannot flip, scales are rounded)."""
         d, t = weighted(x, weight), self.patterns(x)[c.long()]
         fitted, _ = regress(x, d, t, x.new_full((len(x), 1, 1), START))
-        stored = self.scale.store(fitted.abs())
-        loss = [(d * (self.decode(c, {"scale": s}) - x).square()).sum(1, keepdim=True) for s in (stored, p["scale"])]
-        return {"scale": torch.where(loss[0] < loss[1], stored, p["scale"])}
+        return better(self, x, c, weight, {"scale": self.scale.store(fitted.abs())}, p)
 
     def points(self, p: Params) -> Float[Tensor, "g k"]:
         scales = self.scale.read(p["scale"])

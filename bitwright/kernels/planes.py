@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from bitwright.grids.scales import read
 from bitwright.terms.coded import Coded
 
 Widths = Mapping[int, tuple[int, ...]]  # bits of a code -> bits of the planes that hold it, low ones first
@@ -52,7 +53,7 @@ def planes(term: Coded, widths: Widths) -> tuple[Plane, ...]:
         return tuple(
             affine_planes(term.codes, group, spread(scale), spread(zero + 0 * scale), widths[(grid.levels - 1).bit_length()])
         )
-    scale = grid.scale.read(term.params["scale"])
+    scale = read(grid.scale, term.params)
     if hasattr(grid, "patterns"):
         trits = (grid.patterns(scale) + 1).to(torch.uint8)
         parts = [(trits[:, k][term.codes.long()], spread(scale[:, k : k + 1])) for k in range(trits.shape[1])]

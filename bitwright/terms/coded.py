@@ -43,7 +43,7 @@ class Coded:
     def tensors(self) -> dict[str, Tensor]:
         out = {"codes": pack.pack(self.codes, self.grid.levels)}
         for name, leaf in self.grid.leaves.items():
-            rows = self.params[name].reshape(self.tiles[0], -1)
+            rows = self.params[name][:: leaf.span(self.tiles)].reshape(leaf.rows(self.tiles))
             out[name] = pack.pack(rows, leaf.levels) if leaf.levels else rows.contiguous()
         if self.columns is not None:
             out["columns"] = self.columns.to(torch.int32)
@@ -59,10 +59,9 @@ class Coded:
     @classmethod
     def spec(cls, meta: Mapping[str, Json]) -> Spec:
         grid, layout, out, inner = unfold(meta)
-        down, across = layout.tiles((out, inner))
         found: Spec = {"codes": ((out, pack.width(inner // grid.width, grid.levels)), torch.uint8)}
         for name, leaf in grid.leaves.items():
-            count = across * leaf.count
+            down, count = leaf.rows(layout.tiles((out, inner)))
             found[name] = ((down, pack.width(count, leaf.levels) if leaf.levels else count), leaf.dtype)
         if meta["columns"] is not None:
             found["columns"] = ((inner,), torch.int32)
@@ -71,12 +70,12 @@ class Coded:
     @classmethod
     def load(cls, meta: Mapping[str, Json], tensors: Mapping[str, Tensor]) -> "Coded":
         grid, layout, out, inner = unfold(meta)
-        down, across = layout.tiles((out, inner))
+        tiles = layout.tiles((out, inner))
         params = {}
         for name, leaf in grid.leaves.items():
             rows = tensors[name]
-            rows = pack.unpack(rows, leaf.levels, across * leaf.count) if leaf.levels else rows
-            params[name] = rows.reshape(down * across, leaf.count)
+            rows = pack.unpack(rows, leaf.levels, leaf.rows(tiles)[1]) if leaf.levels else rows
+            params[name] = rows.reshape(-1, leaf.count).repeat_interleave(leaf.span(tiles), 0)
         codes = pack.unpack(tensors["codes"], grid.levels, inner // grid.width)
         return cls(tuple(meta["shape"]), grid, layout, codes, params, tensors.get("columns"))
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrices import on
 from torch import Tensor
 
 from bitwright import index
@@ -76,7 +77,7 @@ def test_a_loaded_term_is_the_stored_one_and_its_meta_foretells_its_bytes(kind: 
 
 def test_codes_on_every_grid_and_layout_load_as_they_were(grid: Grid, layout: Layout):
     W = torch.randn(8, 32)
-    layout = Layout(layout.rows, grid.width) if layout.cols == 1 else layout
+    layout = on(grid, layout)
     for columns in (None, torch.randperm(32)):
         for term in Coder.fit(W, [Band(grid, layout, columns)], torch.rand(32)).terms(W):
             check(term)
