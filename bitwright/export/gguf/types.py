@@ -5,7 +5,7 @@ is all that is needed to find and check a tensor's bytes. Types that llama.cpp h
 that are newer than this table have no entry.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,7 +39,7 @@ KINDS = {
 NAMES = {kind.id: name for name, kind in KINDS.items()}
 
 BOOL, STRING, ARRAY = 7, 8, 9
-NUMBERS = {
+NUMBERS: dict[int, np.dtype[Any]] = {
     0: np.dtype("<u1"), 1: np.dtype("<i1"), 2: np.dtype("<u2"), 3: np.dtype("<i2"), 4: np.dtype("<u4"), 5: np.dtype("<i4"),
     6: np.dtype("<f4"), 10: np.dtype("<u8"), 11: np.dtype("<i8"), 12: np.dtype("<f8"),
 }  # fmt: skip
