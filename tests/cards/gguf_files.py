@@ -47,13 +47,9 @@ def contents(tensors: dict[str, tuple[tuple[int, ...], str]] = TENSORS) -> Itera
 
 
 def plain(value: Any) -> Any:
-    return (
-        value.tolist()
-        if isinstance(value, np.ndarray | np.generic)
-        else list(map(plain, value))
-        if isinstance(value, list)
-        else value
-    )
+    if isinstance(value, list):
+        return list(map(plain, value))
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def planned(found: Container) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -200,8 +196,9 @@ def test_values_without_a_type_and_tensors_without_a_place_are_refused(tmp_path:
     for value, words in ((7, "is a int"), ([1.0, "a"], "several types"), (None, "NoneType"), (np.zeros((2, 2)), "ndarray")):
         with pytest.raises(ValueError, match=words):
             write(tmp_path / "x", {"k": value}, {}, [])
-    with pytest.raises(ValueError, match="power of two"):
-        write(tmp_path / "x", {"general.alignment": np.uint32(24)}, {}, [])
+    for alignment in (np.uint32(24), np.uint32(0), np.uint64(32)):
+        with pytest.raises(ValueError, match="power of two"):
+            write(tmp_path / "x", {"general.alignment": alignment}, {}, [])
     for name, shape, kind, words in (
         ("n" * 64, (1, 32), "F32", "longer than the 63 bytes"),
         ("n", (), "F32", "1 to 4 dimensions"),

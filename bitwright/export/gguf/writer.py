@@ -35,7 +35,7 @@ def write(
     another name until it is complete. Raises BadRequest where it cannot be written or a tensor has no place in the format."""
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
-    alignment = int(metadata.get(ALIGNMENT_KEY, ALIGNMENT))
+    alignment = aligned_to(metadata)
     head = described(metadata, infos, alignment)
     try:
         with writing(path):
@@ -61,6 +61,13 @@ def write(
         partial.unlink(missing_ok=True)
 
 
+def aligned_to(metadata: Mapping[str, Any]) -> int:
+    value = metadata.get(ALIGNMENT_KEY, np.uint32(ALIGNMENT))
+    if not isinstance(value, np.uint32) or int(value).bit_count() != 1:
+        raise ValueError(f"{ALIGNMENT_KEY} must be a power of two of type uint32, not {value!r}")
+    return int(value)
+
+
 def put(file: IO[bytes], data: bytes | memoryview, alignment: int) -> None:
     """The bytes, and zeros up to where the next tensor may begin."""
     file.write(data)
@@ -74,8 +81,6 @@ def size(shape: Shape, kind: str) -> int:
 
 def described(metadata: Mapping[str, Any], infos: Mapping[str, tuple[Shape, str]], alignment: int) -> bytes:
     """All of the file before the tensors' bytes."""
-    if alignment < 1 or alignment.bit_count() != 1:
-        raise ValueError(f"{ALIGNMENT_KEY} must be a power of two, not {alignment}")
     head = [MAGIC, struct.pack("<IQQ", VERSION, len(infos), len(metadata))]
     for key, value in metadata.items():
         kind, stored = encoded(value, key)
