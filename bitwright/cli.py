@@ -54,7 +54,7 @@ def compress(
     stats: Annotated[Path | None, typer.Option(help="Folder of stored statistics: filled once, read by later runs.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Calibration rows per forward pass.")] = 4,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    to: Annotated[str, typer.Option("--format", help="Format to write; native is the only one yet.")] = "native",
+    to: Annotated[str, typer.Option("--format", help="Format to write: see `bitwright list formats`.")] = "native",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with unfinished work in OUT.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse a layer that the groups do not divide.")] = False,
@@ -66,17 +66,15 @@ def compress(
     from bitwright.checkpoint import size_in_bytes
     from bitwright.job import Job, choose_device, text_windows
 
-    if to != "native":
-        raise BadRequest(f"The format {to!r} is not written yet; leave --format out to write the native one.")
     chosen = choose(recipe, bits, group, option or [], ignore or [], head, budget)
     if size is not None:
-        chosen = Job.of(model, chosen, None, strict=strict).plan.within(size_in_bytes(size))
-    job = Job.of(model, chosen, None, strict=strict)
+        chosen = Job.of(model, chosen, None, strict=strict, form=to).plan.within(size_in_bytes(size))
+    job = Job.of(model, chosen, None, strict=strict, form=to)
     if dry_run:
         return show_plan(job, samples * length, as_json)
     needs = job.plan.recipe.needs
     text = text_windows(model, data, samples, length, "calibration") if needs else None
-    job = Job.of(model, chosen, text, strict=strict)
+    job = Job.of(model, chosen, text, strict=strict, form=to)
     with console.progress() as bar:
         report = job.run(job.road(out, stats, batch, choose_device(device), bar), resume, overwrite)
     finish(out, report, model if judge else None, as_json)
@@ -244,8 +242,25 @@ def compare(
 
 
 @app.command()
-def inspect(directory: Annotated[Path, typer.Argument(help="A compressed directory.")], as_json: Json = False) -> None:
-    """The ledger: every tensor of a compressed directory, its type, shape and bytes, and that they add up."""
+def convert(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="A compressed model, of any format that is known.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Directory to write.")],
+    to: Annotated[str, typer.Option("--to", help="Format to write: see `bitwright list formats`.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+) -> None:
+    """The same codes in another format, where it can hold them exactly; a sentence where it cannot, and nothing is written."""
+    from bitwright.convert import convert as run
+
+    with console.progress() as bar:
+        remarks = run(model, to, out, overwrite, bar)
+    for remark in remarks:
+        console.out.print(f"  {remark}")
+    console.out.print(f"Written and read back: {out}")
+
+
+@app.command()
+def inspect(directory: Annotated[Path, typer.Argument(help="A compressed model.")], as_json: Json = False) -> None:
+    """The ledger: every tensor of a compressed model, its type, shape and bytes, and that they add up."""
     from bitwright import table
     from bitwright.ledger import ledger
 

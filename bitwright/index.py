@@ -55,6 +55,10 @@ PARTS: dict[str, dict[str, str]] = {
         "gram": "bitwright.calibrate.stats:Gram",
         "cross": "bitwright.calibrate.stats:Cross",
     },
+    "formats": {
+        "native": "bitwright.export.native:Native",
+        "compressed-tensors": "bitwright.export.compressed_tensors.directory:CompressedTensors",
+    },
     "rules": {
         "rule": "bitwright.recipe:Rule",
         "recipe": "bitwright.recipe:Recipe",

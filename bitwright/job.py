@@ -4,11 +4,12 @@ import hashlib
 import json
 import platform
 import resource
+import shutil
 import sys
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,20 @@ from bitwright.calibrate.collect import collect
 from bitwright.calibrate.data import Split, Windows
 from bitwright.calibrate.store import Store
 from bitwright.checkpoint import Checkpoint, open_checkpoint
-from bitwright.errors import BadRequest
+from bitwright.errors import BadRequest, writing
 from bitwright.export import native
-from bitwright.export.native import Directory
+from bitwright.export.base import Format, Model, export
+from bitwright.export.hf import configuration
+from bitwright.export.native import Native
+from bitwright.export.resumable import NATIVE, Directory, make_room
 from bitwright.kernels.devices import available, memory_left
+from bitwright.ledger import ledger
 from bitwright.plan import Plan, plan
 from bitwright.progress import Progress, silent
 from bitwright.recipe import Recipe
 from bitwright.report import Report
 from bitwright.road import Road
+from bitwright.terms import base
 from bitwright.wiring import Wiring
 
 
@@ -40,6 +46,7 @@ def compress(
     data: Windows | None = None,
     *,
     out: str | Path | None = None,
+    form: str = "native",
     wiring: Wiring | None = None,
     resume: bool = False,
     strict: bool = False,
@@ -52,12 +59,13 @@ def compress(
     """Compress a model: hub id, directory, `zoo:lm`, or a transformers model in memory.
 
     `data`: calibration windows (None where the recipe needs none). `out`: directory to write, block by block; without it the
-    result stays in memory. `stats`: a folder of stored statistics, filled on the first run and read instead of data later.
+    result stays in memory. `form`: the format to write.
+    `stats`: a folder of stored statistics, filled on the first run and read instead of data later.
     `batch`: rows per forward pass. `device`: where blocks run and are solved (`auto`: a GPU if there is one).
     Returns the compressed model, on the CPU in fp32, and the report.
     Raises BadRequest with cause and remedy; blocks that were finished before it stay resumable.
     """
-    job = Job.of(model, recipe, data, wiring, strict)
+    job = Job.of(model, recipe, data, wiring, strict, form)
     target, known = (Path(p) if p else None for p in (out, stats))
     road = job.road(target, known, batch, choose_device(device), progress)
     report = job.run(road, resume, overwrite)
@@ -95,11 +103,12 @@ def choose_device(name: str) -> torch.device:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A request that has been checked: source, plan, data."""
+    """A request that has been checked: source, plan, data, format to write."""
 
     source: Checkpoint
     plan: Plan
     data: Windows | None
+    form: Format = Native()
 
     @classmethod
     def of(
@@ -109,8 +118,9 @@ class Job:
         data: Windows | None,
         wiring: Wiring | None = None,
         strict: bool = False,
+        form: str = "native",
     ) -> "Job":
-        source = open_checkpoint(model)
+        source, writer = open_checkpoint(model), index.resolve("formats", form)()
         if wiring is None:
             kind = getattr(source.config, "model_type", None)
             if kind not in index.WIRINGS:
@@ -121,7 +131,15 @@ class Job:
             raise BadRequest("This version has no transforms and no activation quantization yet; leave them out of the recipe.")
         if data is not None and int(data.ids.max()) >= source.config.vocab_size:
             raise BadRequest("The calibration tokens are not of this model's vocabulary; make them with its own tokenizer.")
-        return cls(source, plan(source, wiring, recipe, strict), data)
+        job = cls(source, plan(source, wiring, recipe, strict, writer), data, writer)
+        if why := writer.refusal(job.model()):
+            raise BadRequest(why)
+        return job
+
+    def model(self) -> Model:
+        """What the format must know, from the plan alone."""
+        kept = {n: (self.source.shapes[n], self.source.dtypes[n]) for n in self.plan.kept}
+        return Model(self.plain_config(), {n: p.metas for n, p in self.plan.sites.items()}, kept, self.tied_head)
 
     def road(self, out: Path | None, stats: Path | None, batch: int, device: torch.device, progress: Progress) -> Road:
         """The work, ready to begin. Raises BadRequest where it cannot."""
@@ -133,7 +151,8 @@ class Job:
             raise BadRequest(f"{out} holds the model that is being compressed; choose another directory.")
         fingerprint, needs = self.source.fingerprint(), self.plan.recipe.needs
         signature = self.signature(fingerprint, batch, stats is not None)
-        directory = Directory(out, self.plan.blocks + 1, signature) if out else None
+        where = out if out is None or isinstance(self.form, Native) else out / NATIVE
+        directory = Directory(where, self.plan.blocks + 1, signature) if where else None
         store = Store(stats, fingerprint, self.data.sha256 if self.data else None) if stats and needs else None
         tokens = self.data.ids.numel() if self.data is not None and needs else 0
         twice = self.plan.paused(tokens) > memory_left(device)
@@ -147,6 +166,8 @@ class Job:
 
     def run(self, road: Road, resume: bool, overwrite: bool) -> Report:
         begun = time.perf_counter()
+        if road.directory and not isinstance(self.form, Native):
+            make_room(road.directory.out.parent, resume, overwrite)
         for i, name in enumerate(self.source.shapes):  # NaN is refused now, not after hours
             self.source.tensor(name)
             road.progress("checking weights", i + 1, len(self.source.shapes))
@@ -156,7 +177,12 @@ class Job:
         report = self.report(road, time.perf_counter() - begun)
         if road.directory:
             document = {"format": native.FORMAT, "recipe": self.plan.recipe.to_dict(), "report": report.to_dict()}
-            road.directory.finish(self.config(road), self.companions(), document)
+            size = sum(base.stored_bits(tuple(metas)) for metas in road.metas.values()) // 8
+            size += sum(self.source.dtypes[n].itemsize * prod(self.source.shapes[n]) for n in self.plan.kept)
+            road.directory.finish(self.config(road), self.companions(), document, size)
+            if not isinstance(self.form, Native):
+                remarks = deliver(road.directory.out, self.form, road.directory.out.parent, document, road.progress)
+                report = replace(report, notes=report.notes + tuple(remarks))
         return report
 
     def work(self, road: Road, state: Mapping[str, Any]) -> None:
@@ -196,15 +222,23 @@ class Job:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def quantization_config(self, road: Road) -> dict[str, Any]:
-        embedding = self.plan.wiring.embed[0]
-        tied_head = self.plan.wiring.head if self.plan.tied and embedding in self.plan.sites else None
-        return native.quantization_config(road.metas, tied_head)
+        return native.quantization_config(road.metas, self.tied_head)
+
+    @property
+    def tied_head(self) -> str | None:
+        """The output head, where it reads the compressed embedding."""
+        return self.plan.wiring.head if self.plan.tied and self.plan.wiring.embed[0] in self.plan.sites else None
+
+    def plain_config(self) -> dict[str, Any]:
+        """The config.json of the source."""
+        if self.source.root is None:
+            found: dict[str, Any] = self.source.config.to_dict()
+            return found
+        return configuration(self.source.root)
 
     def config(self, road: Road) -> dict[str, Any]:
         """The config.json of the result."""
-        found: dict[str, Any] = self.source.config.to_dict()
-        if self.source.root:
-            found = json.loads((self.source.root / "config.json").read_text())
+        found = self.plain_config()
         found["quantization_config"] = self.quantization_config(road)
         if found["quantization_config"]["tied_head"]:
             found["tie_word_embeddings"] = False  # tied through the terms, not through a float weight
@@ -255,6 +289,17 @@ class Job:
             peak=peak_memory(),
             provenance=provenance,
         )
+
+
+def deliver(source: Path, form: Format, out: Path, document: dict[str, Any], progress: Progress) -> list[str]:
+    """Turn a finished native directory into one of another format, read it back, and drop it."""
+    remarks = export(Native().open(source), form, out, progress)
+    document["report"]["notes"] = [*document["report"]["notes"], *remarks]
+    with writing(out):
+        (out / "bitwright.json").write_text(json.dumps(document, indent=1))
+    ledger(out)
+    shutil.rmtree(source)
+    return remarks
 
 
 def inputs_of(road: Road) -> str:

@@ -15,7 +15,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from bitwright.checkpoint import locate, skeleton
 from bitwright.coded import install
-from bitwright.export.native import METHOD, site_metas
+from bitwright.export import native
+from bitwright.export.base import format_of
+from bitwright.export.native import METHOD, Native, site_metas
 
 
 @register_quantization_config(METHOD)
@@ -49,12 +51,22 @@ class BitwrightQuantizer(HfQuantizer):
 
 
 def load(directory: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A compressed (or plain) model directory, hub id or `zoo:lm` as a transformers model in evaluation mode, on the CPU.
+    """A model directory, hub id or `zoo:lm`, plain or compressed by any tool whose format is known, as a transformers model in
+    evaluation mode, on the CPU. Compressed matrices stay as they are stored and run on bitwright's kernels.
 
     Raises BadRequest where there is none."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(locate(str(directory)), dtype=dtype).eval()
+    root = locate(str(directory))
+    form = format_of(root)
+    if form is None or isinstance(form, Native):
+        return AutoModelForCausalLM.from_pretrained(root, dtype=dtype).eval()
+    opened = form.open(root)
+    tensors = native.flatten({name: opened.terms(name) for name in opened.model.metas})
+    tensors |= {name: opened.tensor(name) for name in opened.model.kept}
+    config = AutoConfig.for_model(**opened.model.config)
+    fields = native.quantization_config(opened.model.metas, opened.model.tied_head)
+    return assemble(config, tensors, fields).to(dtype)
 
 
 def assemble(config: Any, tensors: dict[str, Tensor], fields: dict[str, Any]) -> nn.Module:

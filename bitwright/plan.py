@@ -15,6 +15,8 @@ from torch import nn
 from bitwright.checkpoint import Checkpoint, skeleton
 from bitwright.coder import Band, metas
 from bitwright.errors import BadRequest
+from bitwright.export.base import Format
+from bitwright.export.native import Native
 from bitwright.recipe import Recipe
 from bitwright.rounding.nearest import Nearest
 from bitwright.sites import Site, sites
@@ -32,11 +34,8 @@ class Planned:
     recipe: Recipe
     bands: tuple[Band, ...]
     metas: tuple[Mapping[str, Any], ...]
+    bits: int  # stored, in the format that will be written
     note: str | None = None
-
-    @property
-    def bits(self) -> int:
-        return stored_bits(self.metas)
 
 
 @dataclass(frozen=True)
@@ -78,16 +77,17 @@ class Plan:
         return 4 * tokens * self.widths
 
 
-def plan(source: Checkpoint, wiring: Wiring, recipe: Recipe, strict: bool = False) -> Plan:
-    """Decide everything that can be decided without reading a weight. Raises BadRequest with cause and remedy."""
+def plan(source: Checkpoint, wiring: Wiring, recipe: Recipe, strict: bool = False, form: Format = Native()) -> Plan:
+    """Decide everything that can be decided without reading a weight; sizes are those of the format that will be written.
+    Raises BadRequest with cause and remedy."""
     model = skeleton(source.config)
     blocks = wiring.block_list(model)
     named = {name: s for i in range(len(blocks)) for name, s in sites(blocks[i], f"{wiring.blocks}.{i}.").items()}
     tied = bool(getattr(source.config, "tie_word_embeddings", False))
-    recipe = resolve_budget(recipe, named)
-    planned = {n: p for n, s in named.items() if (p := plan_site(n, s, recipe.of(n), strict)) is not None}
+    recipe = resolve_budget(recipe, named, form)
+    planned = {n: p for n, s in named.items() if (p := plan_site(n, s, recipe.of(n), strict, form)) is not None}
     if recipe.head:
-        planned |= plan_head(model, wiring, recipe, tied, strict)
+        planned |= plan_head(model, wiring, recipe, tied, strict, form)
     outside = (wiring.head, *wiring.embed)
     if unused := [
         r.match for r in recipe.rules if not any(map(r.matches, (*named, *(outside if r.ignore or recipe.head else ()))))
@@ -99,7 +99,7 @@ def plan(source: Checkpoint, wiring: Wiring, recipe: Recipe, strict: bool = Fals
         raise BadRequest("The rules leave nothing to compress; ignore less.")
     coded = {f"{name}.weight" for name in planned}
     check(source, model, wiring, tied)
-    kept = {n: source.dtypes[n].itemsize * prod(shape) for n, shape in source.shapes.items() if n not in coded}
+    kept = {n: form.kept_bytes(n, (s, source.dtypes[n])) for n, s in source.shapes.items() if n not in coded}
     inside = [4 * sum(x.numel() for x in (*block.parameters(), *block.buffers())) for block in blocks]
     widths = max(sum(s.shape[0] + s.shape[1] for s in sites(block).values()) for block in blocks)
     return Plan(recipe, wiring, planned, kept, len(blocks), tied, max(inside), widths)
@@ -117,7 +117,7 @@ def check(source: Checkpoint, model: nn.Module, wiring: Wiring, tied: bool) -> N
             raise BadRequest(f"{name} is {told} in the files but {wanted} by config.json; download the model again.")
 
 
-def plan_site(name: str, site: Site, recipe: Recipe | None, strict: bool) -> Planned | None:
+def plan_site(name: str, site: Site, recipe: Recipe | None, strict: bool, form: Format) -> Planned | None:
     if recipe is None:
         return None
     shape, layout, note = site.shape, recipe.layout, None
@@ -139,7 +139,7 @@ def plan_site(name: str, site: Site, recipe: Recipe | None, strict: bool) -> Pla
         note += f", {even / (shape[0] * shape[1]):+.2f} bits per weight"
     for correction in recipe.corrections:
         found += tuple(correction.metas(shape))
-    return Planned(shape, recipe, (band,), found, note)
+    return Planned(shape, recipe, (band,), found, form.bits(name, found), note)
 
 
 def stored_rate(recipe: Recipe) -> float:
@@ -148,7 +148,7 @@ def stored_rate(recipe: Recipe) -> float:
     return stored_bits(metas(shape, (Band(recipe.grid, recipe.layout),))) / prod(shape)
 
 
-def plan_head(model: nn.Module, wiring: Wiring, recipe: Recipe, tied: bool, strict: bool) -> dict[str, Planned]:
+def plan_head(model: nn.Module, wiring: Wiring, recipe: Recipe, tied: bool, strict: bool, form: Format) -> dict[str, Planned]:
     """The embedding, and the output head where it has a matrix of its own."""
     found = {}
     for name in (wiring.embed[0], wiring.head):
@@ -158,12 +158,12 @@ def plan_head(model: nn.Module, wiring: Wiring, recipe: Recipe, tied: bool, stri
         chosen = recipe.of(name)
         if chosen is not None and name == wiring.embed[0]:
             chosen = replace(chosen, rounding=Nearest(), corrections=())
-        if (p := plan_site(name, site, chosen, strict)) is not None:
+        if (p := plan_site(name, site, chosen, strict, form)) is not None:
             found[name] = p
     return found
 
 
-def resolve_budget(recipe: Recipe, named: Mapping[str, Site]) -> Recipe:
+def resolve_budget(recipe: Recipe, named: Mapping[str, Site], form: Format) -> Recipe:
     """Spend a budget of bits per weight: the allocation picks the levels, priced by the ledger itself."""
     if recipe.budget is None:
         return recipe
@@ -178,7 +178,7 @@ def resolve_budget(recipe: Recipe, named: Mapping[str, Site]) -> Recipe:
 
     def price(choice: torch.Tensor) -> int:
         trial = recipe.with_levels(int(choice[0]))
-        plans = ((plan_site(ns[0], named[ns[0]], trial.of(ns[0]), False), len(ns)) for ns in alike.values())
+        plans = ((plan_site(ns[0], named[ns[0]], trial.of(ns[0]), False, form), len(ns)) for ns in alike.values())
         return sum(p.bits * count for p, count in plans if p)
 
     def probe(choice: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,8 @@ from bitwright.calibrate.store import HEAD, Store
 from bitwright.calibrate.stream import Rows, discover, embed, walk, walk_twice
 from bitwright.checkpoint import Checkpoint, fill, skeleton
 from bitwright.coder import Coder
-from bitwright.export.native import Directory, flatten
+from bitwright.export.native import flatten
+from bitwright.export.resumable import Directory
 from bitwright.linalg import objective
 from bitwright.plan import Plan, Planned
 from bitwright.progress import Progress

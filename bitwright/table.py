@@ -18,7 +18,7 @@ from bitwright.page import summary, words
 from bitwright.report import Report
 
 if TYPE_CHECKING:
-    from bitwright.ledger import Entry
+    from bitwright.export.base import Entry
 
 MOST, MOST_NOTES = 40, 12  # blocks, and notes, that are listed one by one
 

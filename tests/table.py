@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from bitwright import table
-from bitwright.ledger import Entry
+from bitwright.export.base import Entry
 from bitwright.page import words
 from bitwright.report import Report
 

@@ -1,120 +1,75 @@
-"""The native directory: a Hugging Face directory whose compressed matrices are stored as their terms (docs/format.md).
+"""The native format: a Hugging Face directory whose compressed matrices are stored as their terms (docs/format.md).
 
-Shards are written as blocks finish, each under a temporary name first. While the work goes on, a hidden folder holds what a
-resumed run needs: the number of finished shards, their report rows, and the rows of the stream as they stood.
+It holds every sum of terms that there is, and is what other formats are made from.
 """
 
-import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bitwright.checkpoint import header
-from bitwright.errors import BadRequest, BrokenPromise, writing
+from bitwright.errors import BadRequest
+from bitwright.export import hf
+from bitwright.export.base import Entry, Kept, Metas, Model, Opened
+from bitwright.progress import Progress
+from bitwright.terms import base
 from bitwright.terms.base import Json, Terms
 
-WORK = ".bitwright-resume"
 METHOD = "bitwright"
 FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Directory:
-    """An output directory of `number` shards; `signature` names the work, so that only the same work is resumed."""
+class Native:
+    """The format `native`."""
 
-    out: Path
-    number: int
-    signature: str
+    def refusal(self, model: Model) -> str | None:
+        return None
 
-    def begin(self, resume: bool, overwrite: bool) -> dict[str, Json]:
-        """The state to go on from ({} for a fresh start). Raises BadRequest where the directory is in the way."""
-        if self.out.exists() and not self.out.is_dir():
-            raise BadRequest(f"{self.out} is a file; give a directory.")
-        if not self.out.exists() or not any(self.out.iterdir()):
-            return {}
-        state = self.out / WORK / "state.json"
-        if resume and state.is_file():
-            found: dict[str, Json] = json.loads(state.read_text())
-            if found["signature"] != self.signature:
-                raise BadRequest(
-                    f"{self.out} holds unfinished work of another model, recipe or data; repeat that command, or add --overwrite."
-                )
-            return found
-        if resume and all(p.name == WORK or p.name.startswith("model-") for p in self.out.iterdir()):
-            return {}  # stopped before the first block was declared finished
-        if overwrite and not ((self.out / "bitwright.json").is_file() or (self.out / WORK).is_dir()):
-            raise BadRequest(
-                f"{self.out} holds files that bitwright did not write, --overwrite leaves them; choose another directory."
+    def remarks(self, model: Model) -> list[str]:
+        return []
+
+    def bits(self, name: str, metas: Metas) -> int:
+        return base.stored_bits(tuple(metas))
+
+    def kept_bytes(self, name: str, kept: Kept) -> int:
+        return kept[1].itemsize * prod(kept[0])
+
+    def write(self, source: Opened, out: Path, progress: Progress) -> None:
+        def stream() -> Iterator[tuple[str, Tensor]]:
+            for i, name in enumerate(source.model.metas):
+                yield from flatten({name: source.terms(name)}).items()
+                progress("writing", i + 1, len(source.model.metas))
+            yield from ((name, source.tensor(name)) for name in source.model.kept)
+
+        config = {**source.model.config, "quantization_config": quantization_config(source.model.metas, source.model.tied_head)}
+        if source.model.tied_head:
+            config["tie_word_embeddings"] = False
+        hf.write(out, stream(), config, list(source.companions))
+
+    def recognises(self, root: Path) -> bool:
+        return hf.method(root) == METHOD
+
+    def open(self, root: Path) -> Opened:
+        files = hf.Files.of(root)
+        config = files.config["quantization_config"]
+        metas, tied_head = site_metas(config), config["tied_head"]
+        plain = files.plain()
+        if tied_head:
+            plain["tie_word_embeddings"] = True
+        kept = {n: k for n, k in files.kept.items() if ".terms." not in n}
+
+        def terms(site: str) -> Terms:
+            return tuple(
+                base.load(meta, {leaf: files.tensor(f"{site}.terms.{i}.{leaf}") for leaf in base.spec(meta)})
+                for i, meta in enumerate(metas[site])
             )
-        if overwrite:
-            shutil.rmtree(self.out)
-            return {}
-        hint = "add --resume to go on with the unfinished work" if state.is_file() else "choose another directory"
-        raise BadRequest(f"{self.out} is not empty; {hint}, or add --overwrite to replace it.")
 
-    def shard(self, i: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write shard i (from 0) and read it back. What is written is complete or not there."""
-        path = self.out / self.shard_name(i)
-        self.write(path, tensors)
-        back = load_file(path)
-        if set(back) != set(tensors) or any(not torch.equal(back[n], t.cpu()) for n, t in tensors.items()):
-            raise BrokenPromise(f"{path} does not read back as it was written; check the disk.")
-
-    def checkpoint(self, done: int, rows: Sequence[Mapping[str, Json]], hidden: Mapping[str, Tensor]) -> None:
-        """Declare `done` shards finished, with the stream's rows as they stand before the next block."""
-        work = self.out / WORK
-        if hidden:
-            self.write(work / f"{done}.safetensors", hidden)
-        partial = work / "state.partial"
-        with writing(work):
-            work.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps({"signature": self.signature, "done": done, "rows": list(rows)}))
-            partial.replace(work / "state.json")
-        (work / f"{done - 1}.safetensors").unlink(missing_ok=True)
-
-    def hidden(self, done: int) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = load_file(self.out / WORK / f"{done}.safetensors")
-        return found
-
-    def write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            try:
-                save_file({n: t.contiguous() for n, t in tensors.items()}, partial, metadata={"format": "pt"})
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
-
-    def shard_name(self, i: int) -> str:
-        return f"model-{i + 1:05d}-of-{self.number:05d}.safetensors"
-
-    def finish(self, config: dict[str, Json], files: Sequence[Path], document: dict[str, Json]) -> None:
-        """Index, configuration, the source's other files as they are, and bitwright.json; then the work folder goes."""
-        where, total = {}, 0
-        for i in range(self.number):
-            for name, shape, dtype in header(self.out / self.shard_name(i)):
-                where[name] = self.shard_name(i)
-                total += dtype.itemsize * prod(shape)
-        if total != document["report"]["bytes"]:
-            raise BrokenPromise(
-                f"The ledger says {document['report']['bytes']} bytes, the files hold {total}: a fault of bitwright."
-            )
-        with writing(self.out):
-            index = {"metadata": {"total_size": total, "format": "pt"}, "weight_map": dict(sorted(where.items()))}
-            (self.out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-            for path in files:
-                shutil.copy(path, self.out / path.name)
-            (self.out / "config.json").write_text(json.dumps(config, indent=1))
-            (self.out / "bitwright.json").write_text(json.dumps(document, indent=1))
-        shutil.rmtree(self.out / WORK, ignore_errors=True)
+        model, entries = Model(plain, metas, kept, tied_head), Entry.list(files.kept, metas)
+        return Opened(model, terms, files.tensor, entries, files.companions(), files.document())
 
 
 def flatten(terms: Mapping[str, Terms]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """One recipe per published system, a few lines of composition each: `recipes.gptq(bits=3, group=64)`."""
 
+from functools import partial
 from typing import Any
 
 from bitwright import index
@@ -14,7 +15,14 @@ from bitwright.recipes.zeroquant_v2 import zeroquant_v2 as zeroquant_v2
 
 
 def get(name: str) -> Any:
-    """The function that makes a recipe. Raises BadRequest with the names there are."""
+    """The function that makes a recipe, or that of a preset. Raises BadRequest with the names there are."""
+    from bitwright.recipes.presets import PRESETS, preset
+
+    known = name.lower().replace("_", "-")
+    if known in PRESETS:
+        return partial(preset, known)
     if name not in index.RECIPES:
-        raise BadRequest(f"There is no recipe {name!r}; choose one of {', '.join(index.RECIPES)}, or give a .toml file.")
+        raise BadRequest(
+            f"There is no recipe {name!r}; choose one of {', '.join((*index.RECIPES, *PRESETS))}, or give a .toml file."
+        )
     return index.load(index.RECIPES[name])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from bitwright import recipes
 from bitwright.errors import BadRequest
-from bitwright.export import native
+from bitwright.export import resumable
 from bitwright.job import compress
 from bitwright.road import Road
 
@@ -42,14 +42,14 @@ def test_a_disk_that_is_full_at_any_write_is_told_and_resumed(
     name: str, tiny_llama: Any, tokens: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     recipe, count = getattr(recipes, name)(group=32), [0]
-    monkeypatch.setattr(native, "save_file", full_at(0, native.save_file, count))
+    monkeypatch.setattr(resumable, "save_file", full_at(0, resumable.save_file, count))
     compress(tiny_llama(), recipe, tokens(), out=tmp_path / "whole")
     monkeypatch.undo()
     writes = count[0]  # shards, and between them the rows as they stand
     assert writes >= 3
     for number in range(1, writes + 1):
         out = tmp_path / str(number)
-        monkeypatch.setattr(native, "save_file", full_at(number, native.save_file, [0]))
+        monkeypatch.setattr(resumable, "save_file", full_at(number, resumable.save_file, [0]))
         with pytest.raises(BadRequest, match=r"disk is full.*--resume"):
             compress(tiny_llama(), recipe, tokens(), out=out)
         monkeypatch.undo()

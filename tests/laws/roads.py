@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import bitwright
 from bitwright import index, recipes
 from bitwright.errors import BadRequest
-from bitwright.export import native
+from bitwright.export import resumable
 from bitwright.job import Job, compress
 from bitwright.ledger import ledger
 from bitwright.recipe import Recipe, Rule
@@ -121,11 +121,11 @@ def test_resumed_is_uninterrupted(name: str, after: int, tiny_llama: Any, tokens
     _, whole = compress(model, small(name), tokens(), out=tmp_path / "whole")
     assert same(files(tmp_path / "out"), files(tmp_path / "whole"))
     assert [replace(r, seconds=0.0) for r in resumed.rows] == [replace(r, seconds=0.0) for r in whole.rows]
-    assert not (tmp_path / "out" / native.WORK).exists()
+    assert not (tmp_path / "out" / resumable.WORK).exists()
 
 
 def test_a_full_disk_keeps_what_is_finished(tiny_llama: Any, tokens: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    model, real, count = tiny_llama(num_hidden_layers=3), native.save_file, [0]
+    model, real, count = tiny_llama(num_hidden_layers=3), resumable.save_file, [0]
 
     def full(tensors: Any, path: Path, **more: Any) -> None:
         count[0] += path.name.startswith("model-")
@@ -135,7 +135,7 @@ def test_a_full_disk_keeps_what_is_finished(tiny_llama: Any, tokens: Any, tmp_pa
         real(tensors, path, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(native, "save_file", full)
+        patch.setattr(resumable, "save_file", full)
         with pytest.raises(BadRequest, match=r"disk is full.*--resume"):
             compress(model, small("best"), tokens(), out=tmp_path / "out")
     assert len(list((tmp_path / "out").glob("model-*"))) == 2 and not list((tmp_path / "out").rglob("*.partial"))

@@ -1,0 +1,49 @@
+"""convert(): a compressed model from one format to another, code for code."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bitwright import index
+from bitwright.errors import BadRequest, writing
+from bitwright.export.base import Format, Opened, export, format_of
+from bitwright.export.resumable import make_room
+from bitwright.ledger import ledger
+from bitwright.progress import Progress, silent
+
+
+def convert(model: str | Path, to: str, out: str | Path, overwrite: bool = False, progress: Progress = silent) -> list[str]:
+    """Write a compressed model in another format and read it back. Returns what a user of the new one should know.
+
+    Raises BadRequest where `model` is not compressed, or `to` cannot hold it exactly; then nothing is written.
+    """
+    root, target = Path(model), Path(out)
+    source = format_of(root)
+    if source is None:
+        raise BadRequest(f"{root} is not a compressed model; make one with `bitwright compress`.")
+    if target.resolve() == root.resolve() or target.resolve() in root.resolve().parents:
+        raise BadRequest(f"{out} holds the model that is converted; choose another directory.")
+    form: Format = index.resolve("formats", to)()
+    opened = source.open(root)
+    if why := form.refusal(opened.model):
+        raise BadRequest(why)
+    make_room(target, False, overwrite)
+    with writing(target):
+        target.mkdir(parents=True, exist_ok=True)
+    remarks = export(opened, form, target, progress)
+    if opened.document:
+        with writing(target):
+            (target / "bitwright.json").write_text(json.dumps(recounted(opened, form), indent=1))
+    ledger(target)
+    return remarks
+
+
+def recounted(source: Opened, form: Format) -> Mapping[str, Any]:
+    """The document of the source with the bits of another format."""
+    from bitwright.report import Report
+
+    report: dict[str, Any] = source.document["report"]
+    rows = [{**row, "bits": form.bits(row["name"], source.model.metas[row["name"]])} for row in report["rows"]]
+    kept = sum(form.kept_bytes(name, kept) for name, kept in source.model.kept.items())
+    return {**source.document, "report": Report.from_dict({**report, "rows": rows, "kept": kept}).to_dict()}

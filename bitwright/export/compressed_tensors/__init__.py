@@ -1,0 +1,1 @@
+"""compressed-tensors: what vLLM and transformers load, and llm-compressor writes."""

@@ -1,0 +1,129 @@
+"""A Hugging Face directory as a set of named tensors: read one by one, written shard by shard. Formats that live in one share this.
+
+`config.json` carries the `quantization_config`; everything else of the directory is as transformers has it.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bitwright.checkpoint import SHARDED, WEIGHTS, header, weight_files
+from bitwright.errors import BadRequest, writing
+from bitwright.export.base import Kept
+from bitwright.terms.base import Json
+
+SHARD = 4 * 10**9  # bytes from which on a new file begins
+OURS = {"config.json", SHARDED, "bitwright.json", "training.json", "README.md"}  # not copied to an export
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """The tensors of a directory by name; opening it checks every header against the bytes that are there."""
+
+    root: Path
+    config: dict[str, Json]
+    kept: Mapping[str, Kept]
+    where: Mapping[str, Path]
+
+    @classmethod
+    def of(cls, root: Path) -> "Files":
+        kept, where = {}, {}
+        for path in weight_files(root):
+            for name, shape, dtype in header(path):
+                kept[name], where[name] = (shape, dtype), path
+        return cls(root, configuration(root), kept, where)
+
+    def tensor(self, name: str) -> Tensor:
+        try:
+            with safe_open(self.where[name], framework="pt") as file:
+                found: Tensor = file.get_tensor(name)
+                return found.clone()
+        except (SafetensorError, OSError) as error:
+            raise BadRequest(f"{name} cannot be read from {self.where[name]} ({error}); download it again.") from None
+
+    def below(self, site: str) -> dict[str, Kept]:
+        """Tensors of a module by their last name."""
+        return {n.removeprefix(f"{site}."): k for n, k in self.kept.items() if n.rpartition(".")[0] == site}
+
+    def plain(self) -> dict[str, Json]:
+        """The configuration as it was before compression."""
+        return {key: value for key, value in self.config.items() if key != "quantization_config"}
+
+    def companions(self) -> list[Path]:
+        kinds = {".json", ".txt", ".model", ".jinja"}
+        found = (p for p in self.root.iterdir() if p.name not in OURS and (p.suffix in kinds or p.name.startswith("LICENSE")))
+        return sorted(found)
+
+    def document(self) -> dict[str, Json]:
+        path = self.root / "bitwright.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def configuration(root: Path) -> dict[str, Json]:
+    """config.json. Raises BadRequest where it is not one."""
+    try:
+        found = json.loads((root / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"{root / 'config.json'} cannot be read ({error}); download the model again.") from None
+    if not isinstance(found, dict):
+        raise BadRequest(f"{root / 'config.json'} is not a configuration; download the model again.")
+    return found
+
+
+def method(root: Path) -> str | None:
+    """The `quant_method` of a directory; None where it is no compressed one."""
+    if not (root / "config.json").is_file():
+        return None
+    config = configuration(root).get("quantization_config")
+    return str(config.get("quant_method")) if isinstance(config, dict) else None
+
+
+def write(
+    out: Path, tensors: Iterator[tuple[str, Tensor]], config: Mapping[str, Json], companions: Callable[[], list[Path]] | list[Path]
+) -> None:
+    """Tensors as they come, a new file every 4 GB, each under another name until it is complete; then index and configuration."""
+    where: dict[str, int] = {}
+    batch: dict[str, Tensor] = {}
+    total, files, size = 0, 0, 0
+
+    def flush() -> None:
+        nonlocal files, batch, size
+        with writing(out):
+            save_file(batch, out / f".{files}.partial", metadata={"format": "pt"})
+        files, batch, size = files + 1, {}, 0
+
+    try:
+        for name, tensor in tensors:
+            if batch and size + tensor.nbytes > SHARD:
+                flush()
+            batch[name], where[name] = tensor.cpu().contiguous(), files
+            size, total = size + tensor.nbytes, total + tensor.nbytes
+        flush()
+        names = [f"model-{i + 1:05d}-of-{files:05d}.safetensors" for i in range(files)] if files > 1 else [WEIGHTS]
+        with writing(out):
+            for i, name in enumerate(names):
+                (out / f".{i}.partial").replace(out / name)
+            if files > 1:
+                index = {"metadata": {"total_size": total}, "weight_map": {n: names[i] for n, i in sorted(where.items())}}
+                (out / SHARDED).write_text(json.dumps(index, indent=1))
+            for path in companions() if callable(companions) else companions:
+                shutil.copy(path, out / path.name)
+            (out / "config.json").write_text(json.dumps(config, indent=1))
+    finally:
+        for partial in out.glob(".*.partial"):
+            partial.unlink()
+
+
+def dtype_named(name: Json) -> torch.dtype:
+    """`bfloat16` or `torch.bfloat16` as a type. Raises BadRequest for anything else."""
+    found = getattr(torch, str(name).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise BadRequest(f"{name!r} is no tensor type; mend the configuration.")
+    return found
