@@ -14,6 +14,7 @@ from bitwright.errors import BadRequest
 PARTS: dict[str, dict[str, str]] = {
     "grids": {
         "integer": "bitwright.grids.integer:Integer",
+        "offset": "bitwright.grids.offset:Offset",
         "table": "bitwright.grids.table:Table",
         "trit-planes": "bitwright.grids.trit_planes:TritPlanes",
     },

@@ -61,7 +61,8 @@ def fits() -> list[Any]:
 
 def grids() -> dict[str, list[Any]]:
     by_all = fits()
-    integer, table, trits = (index.resolve("grids", name) for name in ("integer", "table", "trit-planes"))
+    integer, offset, table, trits = (index.resolve("grids", name) for name in ("integer", "offset", "table", "trit-planes"))
+    second = index.resolve("scales", "second-level")
     tables = index.load("bitwright.grids.table:TABLES")
     return {
         "integer": [
@@ -81,16 +82,21 @@ def grids() -> dict[str, list[Any]]:
             ),
             table("ternary", by_all[-1], 3),
         ],
+        "offset": [
+            *(offset(n, by) for n, by in zip((4, 16, 32), cycle(by_all))),
+            offset(16, by_all[-1], second(64, 2), second(64, 2, least=0)),
+        ],
         "trit-planes": [trits(2), trits(3), trits(2, weighted=True), trits(1), trits(2, scale=variants("scales")[1])],
     }
 
 
 def few_grids() -> dict[str, list[Any]]:
-    integer, table, trits = (index.resolve("grids", name) for name in ("integer", "table", "trit-planes"))
+    integer, offset, table, trits = (index.resolve("grids", name) for name in ("integer", "offset", "table", "trit-planes"))
     imatrix = index.resolve("fits", "imatrix")(steps=25)
     second, e4m3 = (index.resolve("scales", name) for name in ("second-level", "e4m3"))
     return {
         "integer": [integer(4), integer(9, True), integer(8, by=imatrix), integer(16, scale=second(64, "row"))],
+        "offset": [offset(8)],
         "table": [table("nf4"), table("ternary", polish=2), table("roots4"), table("e2m1", scale=e4m3())],
         "trit-planes": [trits(2)],
     }
