@@ -1,6 +1,7 @@
 """convert(): a compressed model from one format to another, code for code."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from bitwright import index
 from bitwright.errors import BadRequest, writing
 from bitwright.export.base import Format, Opened, export, format_of
+from bitwright.export.native import Native
 from bitwright.export.resumable import make_room
 from bitwright.ledger import ledger
 from bitwright.progress import Progress, silent
@@ -47,3 +49,14 @@ def recounted(source: Opened, form: Format) -> Mapping[str, Any]:
     rows = [{**row, "bits": form.bits(row["name"], source.model.metas[row["name"]])} for row in report["rows"]]
     kept = sum(form.kept_bytes(name, kept) for name, kept in source.model.kept.items())
     return {**source.document, "report": Report.from_dict({**report, "rows": rows, "kept": kept}).to_dict()}
+
+
+def deliver(source: Path, form: Format, out: Path, document: dict[str, Any], progress: Progress) -> list[str]:
+    """Turn a finished native directory into one of another format, read it back, and drop it."""
+    remarks = export(Native().open(source), form, out, progress)
+    document["report"]["notes"] = [*document["report"]["notes"], *remarks]
+    with writing(out):
+        (out / "bitwright.json").write_text(json.dumps(document, indent=1))
+    ledger(out)
+    shutil.rmtree(source)
+    return remarks

@@ -2,10 +2,6 @@
 
 import hashlib
 import json
-import platform
-import resource
-import shutil
-import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -23,16 +19,17 @@ from bitwright.calibrate.collect import collect
 from bitwright.calibrate.data import Split, Windows
 from bitwright.calibrate.store import Store
 from bitwright.checkpoint import Checkpoint, open_checkpoint
-from bitwright.errors import BadRequest, writing
+from bitwright.convert import deliver
+from bitwright.errors import BadRequest
 from bitwright.export import native
-from bitwright.export.base import Format, Model, export
+from bitwright.export.base import Format, Model
 from bitwright.export.hf import configuration
 from bitwright.export.native import Native
 from bitwright.export.resumable import NATIVE, Directory, make_room
 from bitwright.kernels.devices import available, memory_left
-from bitwright.ledger import ledger
 from bitwright.plan import Plan, plan
 from bitwright.progress import Progress, silent
+from bitwright.provenance import here, peak_memory
 from bitwright.recipe import Recipe
 from bitwright.report import Report
 from bitwright.road import Road
@@ -270,14 +267,6 @@ class Job:
             },
             "inputs": inputs_of(road),
         }
-        provenance = {
-            "model sha256": self.source.fingerprint(),
-            "bitwright": bitwright.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-        }
         shapes, dtypes = self.source.shapes, self.source.dtypes
         return Report(
             asked=asked,
@@ -287,19 +276,8 @@ class Job:
             weights=sum(prod(s) for s in shapes.values()),
             seconds=seconds,
             peak=peak_memory(),
-            provenance=provenance,
+            provenance={"model sha256": self.source.fingerprint(), **here()},
         )
-
-
-def deliver(source: Path, form: Format, out: Path, document: dict[str, Any], progress: Progress) -> list[str]:
-    """Turn a finished native directory into one of another format, read it back, and drop it."""
-    remarks = export(Native().open(source), form, out, progress)
-    document["report"]["notes"] = [*document["report"]["notes"], *remarks]
-    with writing(out):
-        (out / "bitwright.json").write_text(json.dumps(document, indent=1))
-    ledger(out)
-    shutil.rmtree(source)
-    return remarks
 
 
 def inputs_of(road: Road) -> str:
@@ -313,12 +291,3 @@ def inputs_of(road: Road) -> str:
         if road.twice
         else "as compressed so far"
     )
-
-
-def peak_memory() -> int:
-    """The most bytes this process was resident with. On Linux not by getrusage, whose figure begins with that of the parent."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
