@@ -69,7 +69,9 @@ class Integer:
 
     def encode(self, x: Float[Tensor, "g n"], p: Params) -> Ints[Tensor, "g n"]:
         scale, zero = self.affine(p)
-        return (torch.round(x / scale.to(x.dtype)) + zero).clamp_(0, self.levels - 1).to(small(self.levels))
+        middle = self.levels // 2  # ties and sums as engines have them, whose codes and zero points are signed
+        units = x / scale.to(x.dtype) + (zero - middle)
+        return (units.round_() + middle).clamp_(0, self.levels - 1).to(small(self.levels))
 
     def decode(self, c: Ints[Tensor, "g n"], p: Params) -> Float[Tensor, "g n"]:
         scale, zero = self.affine(p)

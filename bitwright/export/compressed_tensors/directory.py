@@ -32,12 +32,10 @@ class CompressedTensors:
     """The format `compressed-tensors`."""
 
     def refusal(self, model: Model) -> str | None:
-        found = {}
-        for name, metas in model.metas.items():
-            one = scheme(metas)
-            if isinstance(one, str):
-                return f"compressed-tensors cannot hold {name}: {one}, or write the native format."
-            found[name] = one
+        try:
+            found = schemes_of(model)
+        except BadRequest as why:
+            return str(why)
         if apart := fused_apart(model, found):
             return f"{apart[0]} and {apart[1]} are loaded as one matrix but have different schemes; give them the same recipe."
         return tied(model, "compressed-tensors")
@@ -46,8 +44,7 @@ class CompressedTensors:
         return sorted({kernel(schemes_of(model)[name].args(), metas[0]["shape"]) for name, metas in model.metas.items()})
 
     def bits(self, name: str, metas: Metas) -> int:
-        one = scheme(metas)
-        assert isinstance(one, Scheme), one
+        one = scheme_of(name, metas)
         return 8 * sum(dtype.itemsize * prod(shape) for shape, dtype in fields.spec(metas[0], one.format).values())
 
     def kept_bytes(self, name: str, kept: Kept) -> int:
@@ -94,8 +91,15 @@ class CompressedTensors:
 
 
 def schemes_of(model: Model) -> dict[str, Scheme]:
-    found = {name: scheme(metas) for name, metas in model.metas.items()}
-    return {name: one for name, one in found.items() if isinstance(one, Scheme)}
+    return {name: scheme_of(name, metas) for name, metas in model.metas.items()}
+
+
+def scheme_of(name: str, metas: Metas) -> Scheme:
+    """Raises BadRequest where a matrix has none."""
+    one = scheme(metas)
+    if isinstance(one, str):
+        raise BadRequest(f"compressed-tensors cannot hold {name}: {one}, or write the native format.")
+    return one
 
 
 def quantization_config(model: Model, schemes: Mapping[str, Scheme]) -> dict[str, Json]:
