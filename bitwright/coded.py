@@ -5,7 +5,7 @@ them (a scale rounded twice is not the scale the codes were chosen for).
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bitwright.activations import base as activations
+from bitwright.activations.base import Activation
 from bitwright.kernels import dispatch
 from bitwright.kernels.packed import Packed
 from bitwright.terms import base
@@ -39,6 +41,21 @@ class Held(nn.Module):
         return base.load(self.meta, {name: b for name, b in self._buffers.items() if b is not None})
 
 
+class HeldInputs(nn.Module):
+    """What is stored of a matrix's inputs, and the op that quantizes them."""
+
+    def __init__(self, part: Activation):
+        super().__init__()
+        self.part = part
+        for name, (shape, dtype) in activations.spec(part).items():
+            self.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta"))
+
+    _apply = Held._apply
+
+    def forward(self, x: Float[Tensor, "tokens inp"]) -> Float[Tensor, "tokens inp"]:
+        return self.part(x, {name: b for name, b in self._buffers.items() if b is not None})
+
+
 NUMBERS = itertools.count()
 MODULES: "WeakValueDictionary[int, CodedModule]" = WeakValueDictionary()
 
@@ -55,10 +72,12 @@ def _(x: Tensor, number: int, out: int) -> Tensor:
 
 
 class CodedModule(nn.Module):
-    """A matrix [out, inp] that is a sum of terms, with the bias and orientation of the module it replaces."""
+    """A matrix [out, inp] that is a sum of terms, with the bias and orientation of the module it replaces; `inputs` quantizes what
+    it multiplies, where something does."""
 
-    def __init__(self, metas: Sequence[dict[str, Json]], name: str):
+    def __init__(self, metas: Sequence[dict[str, Json]], name: str, inputs: Activation | None = None):
         super().__init__()
+        self.inputs = None if inputs is None else HeldInputs(inputs)
         self.terms = nn.ModuleList(Held(meta) for meta in metas)
         self.shape, self.name = tuple(metas[0]["shape"]), name
         self.enlist()
@@ -89,6 +108,8 @@ class CodedModule(nn.Module):
 
     def product(self, x: Float[Tensor, "*batch inp"]) -> Float[Tensor, "*batch out"]:
         """x W^t in the type of x. Where x asks for gradients, through the decoded matrix."""
+        if self.inputs is not None:
+            x = self.inputs(x.reshape(-1, self.shape[1])).view(x.shape)
         if torch.is_grad_enabled() and x.requires_grad:
             return nn.functional.linear(x, self.weight.to(x.dtype))
         flat = x.reshape(-1, self.shape[1])
@@ -105,8 +126,14 @@ class CodedModule(nn.Module):
 class CodedLinear(CodedModule):
     """y = x W^T + b in the type of x. Also stands in for Conv1D, whose weight is stored turned."""
 
-    def __init__(self, metas: Sequence[dict[str, Json]], bias: nn.Parameter | None = None, name: str = "a layer"):
-        super().__init__(metas, name)
+    def __init__(
+        self,
+        metas: Sequence[dict[str, Json]],
+        bias: nn.Parameter | None = None,
+        name: str = "a layer",
+        inputs: Activation | None = None,
+    ):
+        super().__init__(metas, name, inputs)
         self.register_parameter("bias", bias)
         self.out_features, self.in_features = self.shape
 
@@ -142,14 +169,19 @@ class TiedHead(nn.Module):
         return self.tied[0].product(x)
 
 
-def install(model: nn.Module, terms: dict[str, list[dict[str, Json]]], tied_head: str | None = None) -> nn.Module:
+def install(
+    model: nn.Module,
+    terms: dict[str, list[dict[str, Json]]],
+    tied_head: str | None = None,
+    inputs: Mapping[str, Activation] | None = None,
+) -> nn.Module:
     """Replace the named modules of a model without weights by coded ones, ready to be loaded."""
     for name, metas in terms.items():
         old: Any = model.get_submodule(name)
         new = (
             CodedEmbedding(metas, old.weight.dtype, name)
             if isinstance(old, nn.Embedding)
-            else CodedLinear(metas, getattr(old, "bias", None), name)
+            else CodedLinear(metas, getattr(old, "bias", None), name, (inputs or {}).get(name))
         )
         model.set_submodule(name, new)
     if tied_head:

@@ -46,7 +46,11 @@ def recounted(source: Opened, form: Format) -> Mapping[str, Any]:
     from bitwright.report import Report
 
     report: dict[str, Any] = source.document["report"]
-    rows = [{**row, "bits": form.bits(row["name"], source.model.metas[row["name"]])} for row in report["rows"]]
+
+    def bits(name: str) -> int:
+        return form.bits(name, source.model.metas[name], source.model.inputs.get(name))
+
+    rows = [{**row, "bits": bits(row["name"])} for row in report["rows"]]
     kept = sum(form.kept_bytes(name, kept) for name, kept in source.model.kept.items())
     return {**source.document, "report": Report.from_dict({**report, "rows": rows, "kept": kept}).to_dict()}
 

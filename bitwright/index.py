@@ -49,12 +49,17 @@ PARTS: dict[str, dict[str, str]] = {
         "lorc": "bitwright.corrections.lorc:Lorc",
         "outliers": "bitwright.corrections.outliers:Outliers",
     },
+    "activations": {
+        "dynamic": "bitwright.activations.dynamic:Dynamic",
+        "static": "bitwright.activations.dynamic:Static",
+    },
     "allocation": {
         "uniform": "bitwright.allocation.uniform:Uniform",
     },
     "stats": {
         "gram": "bitwright.calibrate.stats:Gram",
         "cross": "bitwright.calibrate.stats:Cross",
+        "range": "bitwright.calibrate.stats:Range",
     },
     "formats": {
         "native": "bitwright.export.native:Native",

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -33,7 +33,6 @@ from bitwright.provenance import here, peak_memory
 from bitwright.recipe import Recipe
 from bitwright.report import Report
 from bitwright.road import Road
-from bitwright.terms import base
 from bitwright.wiring import Wiring
 
 
@@ -124,8 +123,8 @@ class Job:
                 known = ", ".join(index.WIRINGS)
                 raise BadRequest(f"There is no wiring for models of type {kind!r} yet (there is: {known}); pass `wiring`.")
             wiring = index.load(index.WIRINGS[kind])(source.config)
-        if recipe.transforms or recipe.activations:
-            raise BadRequest("This version has no transforms and no activation quantization yet; leave them out of the recipe.")
+        if recipe.transforms:
+            raise BadRequest("This version has no transforms yet; leave them out of the recipe.")
         if data is not None and int(data.ids.max()) >= source.config.vocab_size:
             raise BadRequest("The calibration tokens are not of this model's vocabulary; make them with its own tokenizer.")
         job = cls(source, plan(source, wiring, recipe, strict, writer), data, writer)
@@ -136,7 +135,8 @@ class Job:
     def model(self) -> Model:
         """What the format must know, from the plan alone."""
         kept = {n: (self.source.shapes[n], self.source.dtypes[n]) for n in self.plan.kept}
-        return Model(self.plain_config(), {n: p.metas for n, p in self.plan.sites.items()}, kept, self.tied_head)
+        metas = {n: p.metas for n, p in self.plan.sites.items()}
+        return Model(self.plain_config(), metas, kept, self.tied_head, self.plan.inputs)
 
     def road(self, out: Path | None, stats: Path | None, batch: int, device: torch.device, progress: Progress) -> Road:
         """The work, ready to begin. Raises BadRequest where it cannot."""
@@ -174,7 +174,7 @@ class Job:
         report = self.report(road, time.perf_counter() - begun)
         if road.directory:
             document = {"format": native.FORMAT, "recipe": self.plan.recipe.to_dict(), "report": report.to_dict()}
-            size = sum(base.stored_bits(tuple(metas)) for metas in road.metas.values()) // 8
+            size = sum(self.native_bits(name, metas) for name, metas in road.metas.items()) // 8
             size += sum(self.source.dtypes[n].itemsize * prod(self.source.shapes[n]) for n in self.plan.kept)
             road.directory.finish(self.config(road), self.companions(), document, size)
             if not isinstance(self.form, Native):
@@ -219,7 +219,10 @@ class Job:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def quantization_config(self, road: Road) -> dict[str, Any]:
-        return native.quantization_config(road.metas, self.tied_head)
+        return native.quantization_config(road.metas, self.tied_head, self.plan.inputs)
+
+    def native_bits(self, name: str, metas: Sequence[Mapping[str, Any]]) -> int:
+        return Native().bits(name, metas, self.plan.inputs.get(name))
 
     @property
     def tied_head(self) -> str | None:

@@ -17,7 +17,7 @@ from bitwright.checkpoint import locate, skeleton
 from bitwright.coded import install
 from bitwright.export import native
 from bitwright.export.base import format_of
-from bitwright.export.native import METHOD, Native, site_metas
+from bitwright.export.native import METHOD, Native, site_inputs, site_metas
 
 
 @register_quantization_config(METHOD)
@@ -40,7 +40,7 @@ class BitwrightQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         fields: Any = self.quantization_config.fields  # type: ignore[attr-defined]
-        return install(model, site_metas(fields), fields["tied_head"])
+        return install(model, site_metas(fields), fields["tied_head"], site_inputs(fields))
 
     def is_serializable(self) -> bool:
         return True
@@ -62,19 +62,19 @@ def load(directory: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     if form is None or isinstance(form, Native):
         return AutoModelForCausalLM.from_pretrained(root, dtype=dtype).eval()
     opened = form.open(root)
-    tensors = native.flatten({name: opened.terms(name) for name in opened.model.metas})
+    sites = opened.model.metas
+    tensors = native.flatten({name: opened.terms(name) for name in sites}, {name: opened.scales(name) for name in sites})
     tensors |= {name: opened.tensor(name) for name in opened.model.kept}
     config = AutoConfig.for_model(**opened.model.config)
-    fields = native.quantization_config(opened.model.metas, opened.model.tied_head)
-    return assemble(config, tensors, fields).to(dtype)
+    return assemble(config, tensors, native.fields(opened.model)).to(dtype)
 
 
 def assemble(config: Any, tensors: dict[str, Tensor], fields: dict[str, Any]) -> nn.Module:
     """The model of tensors that never were on disk: the same modules, filled from memory, fp32."""
     config = copy.deepcopy(config)
     config.tie_word_embeddings &= not fields["tied_head"]  # tied through the terms then, not through a float weight
-    model = install(skeleton(config), site_metas(fields), fields["tied_head"])
-    floats = {n: t if ".terms." in n or not t.is_floating_point() else t.float() for n, t in tensors.items()}
+    model = install(skeleton(config), site_metas(fields), fields["tied_head"], site_inputs(fields))
+    floats = {n: t if ".terms." in n or ".inputs." in n or not t.is_floating_point() else t.float() for n, t in tensors.items()}
     missing, unexpected = model.load_state_dict(floats, strict=False, assign=True)
     model.tie_weights()  # type: ignore[operator]
     if unexpected or any(p.is_meta for p in model.parameters()):

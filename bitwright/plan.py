@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bitwright.activations.base import Activation
 from bitwright.checkpoint import Checkpoint, skeleton
 from bitwright.coder import Band, metas
 from bitwright.errors import BadRequest
@@ -36,6 +37,7 @@ class Planned:
     metas: tuple[Mapping[str, Any], ...]
     bits: int  # stored, in the format that will be written
     note: str | None = None
+    inputs: Activation | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Plan:
     tied: bool  # the output head reads the embedding
     block_bytes: int  # the largest block in fp32
     widths: int  # numbers one token keeps alive in a block
+
+    @property
+    def inputs(self) -> dict[str, Activation]:
+        """How the inputs of the sites are quantized, where they are."""
+        return {name: p.inputs for name, p in self.sites.items() if p.inputs is not None}
 
     @property
     def bytes(self) -> int:
@@ -139,7 +146,10 @@ def plan_site(name: str, site: Site, recipe: Recipe | None, strict: bool, form: 
         note += f", {even / (shape[0] * shape[1]):+.2f} bits per weight"
     for correction in recipe.corrections:
         found += tuple(correction.metas(shape))
-    return Planned(shape, recipe, (band,), found, form.bits(name, found), note)
+    inputs = recipe.activations
+    if inputs is not None and (why := inputs.refusal(shape[1])):
+        raise BadRequest(f"{name} cannot have its inputs quantized so: {why}; choose another group.")
+    return Planned(shape, recipe, (band,), found, form.bits(name, found, inputs), note, inputs)
 
 
 def stored_rate(recipe: Recipe) -> float:
@@ -156,8 +166,9 @@ def plan_head(model: nn.Module, wiring: Wiring, recipe: Recipe, tied: bool, stri
         if site is None or (tied and name == wiring.head):
             continue
         chosen = recipe.of(name)
-        if chosen is not None and name == wiring.embed[0]:
-            chosen = replace(chosen, rounding=Nearest(), corrections=())
+        if chosen is not None:
+            chosen = replace(chosen, activations=None)
+            chosen = replace(chosen, rounding=Nearest(), corrections=()) if name == wiring.embed[0] else chosen
         if (p := plan_site(name, site, chosen, strict, form)) is not None:
             found[name] = p
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitwright import index
+from bitwright.activations.base import Activation
 from bitwright.allocation.base import Allocation
 from bitwright.corrections.base import Correction
 from bitwright.errors import BadRequest
@@ -50,7 +51,8 @@ class Recipe:
     """Grid x layout x rounding x corrections, with an optional budget and rules by name.
 
     `budget`: stored bits per weight of the compressed matrices, which `allocation` then spends. `head`: also compress the
-    embedding and the output head (rounded to nearest: an embedding's rows meet no data but their own).
+    embedding and the output head (rounded to nearest: an embedding's rows meet no data but their own). `activations` quantizes the
+    inputs of the compressed matrices while the model runs; not those of the head.
     """
 
     grid: Grid = Integer()
@@ -60,7 +62,7 @@ class Recipe:
     corrections: tuple[Correction, ...] = ()
     allocation: Allocation | None = None
     budget: float | None = None
-    activations: Any = None
+    activations: Activation | None = None
     rules: tuple[Rule, ...] = ()
     head: bool = False
     name: str = "custom"
@@ -79,6 +81,7 @@ class Recipe:
         """Statistics that any part of it reads; empty: it works without data."""
         recipes = [self, *(r for rule in self.rules if (r := self.under(rule)))]
         parts: list[Any] = [part for r in recipes for part in (r.rounding, r.grid, *r.corrections)]
+        parts += [self.activations] if self.activations else []
         return tuple(sorted({need for part in parts for need in part.needs}))
 
     def with_levels(self, levels: int) -> "Recipe":

@@ -23,6 +23,7 @@ from bitwright.checkpoint import Checkpoint, fill, skeleton
 from bitwright.coder import Coder
 from bitwright.export.native import flatten
 from bitwright.export.resumable import Directory
+from bitwright.grids.base import Params
 from bitwright.linalg import objective
 from bitwright.plan import Plan, Planned
 from bitwright.progress import Progress
@@ -96,13 +97,15 @@ class Road:
         prefix = f"{self.plan.wiring.blocks}.{i}."
         fill(block, self.source, prefix[:-1], self.device)
         here = {n: s for n, s in sites(block, prefix).items() if n in self.plan.sites}
-        terms = {}
+        terms, scales = {}, {}
         for readers, known in self.visits(block, here, stream, i) if here else ():
             for name in readers:
                 terms[name] = self.solve(here[name], known, i)
+                if (inputs := self.plan.sites[name].inputs) is not None and inputs.needs:
+                    scales[name] = inputs.calibrate(known["range"])
                 if stream:  # what comes next is calibrated on what was stored
                     here[name].put(decode(terms[name]))
-        self.emit(i, terms, {n for n in self.plan.kept if n.startswith(prefix)})
+        self.emit(i, terms, {n for n in self.plan.kept if n.startswith(prefix)}, scales)
         if self.directory:
             self.directory.checkpoint(
                 i + 1,
@@ -157,8 +160,9 @@ class Road:
         self.rows = [r for r in self.rows if r.name != row.name] + [row]
         self.metas[row.name] = list(metas)
 
-    def emit(self, i: int, terms: Mapping[str, Terms], kept: set[str]) -> None:
-        tensors = {n: t.cpu() for n, t in flatten(terms).items()} | {name: self.source.tensor(name) for name in sorted(kept)}
+    def emit(self, i: int, terms: Mapping[str, Terms], kept: set[str], scales: Mapping[str, Params] | None = None) -> None:
+        tensors = {n: t.cpu() for n, t in flatten(terms, scales or {}).items()}
+        tensors |= {name: self.source.tensor(name) for name in sorted(kept)}
         if self.directory:
             self.directory.shard(i, tensors)
         else:

@@ -2,6 +2,7 @@
 
     gram    H = E[x x^T]          second moments of the inputs a layer meets
     cross   C = E[x_f x^T]        of the same tokens in the float teacher (x_f) and in the compressed lane (x)
+    range   min x, max x          over all tokens and inputs
 
 Sums are fp32 on the real tokens; the mean is taken at the end, so that errors read as "per token".
 """
@@ -81,6 +82,33 @@ class Cross:
     def value(self) -> Float[Tensor, "inp inp"]:
         total = torch.zeros(self.width, self.width) if self.sum is None else self.sum
         return total / max(self.tokens, 1)
+
+
+@dataclass(eq=False)
+class Range:
+    """Least and largest input, [2] fp32."""
+
+    width: int
+    tokens: int = 0
+    bounds: Tensor | None = None
+    teacher = False
+
+    def add(self, x: Float[Tensor, "tokens inp"], teacher: Float[Tensor, "tokens inp"] | None = None) -> None:
+        self.tokens += len(x)
+        here = torch.stack(torch.aminmax(x.float()))
+        self.bounds = here if self.bounds is None else outer(self.bounds, here)
+
+    def merge(self, other: "Range") -> "Range":
+        parts = [part.bounds for part in (self, other) if part.bounds is not None]
+        return Range(self.width, self.tokens + other.tokens, outer(*parts) if len(parts) == 2 else next(iter(parts), None))
+
+    def value(self) -> Float[Tensor, "2"]:
+        return torch.zeros(2) if self.bounds is None else self.bounds
+
+
+def outer(a: Float[Tensor, "2"], b: Float[Tensor, "2"]) -> Float[Tensor, "2"]:
+    """The smallest range that holds both."""
+    return torch.stack([torch.minimum(a[0], b[0]), torch.maximum(a[1], b[1])])
 
 
 @dataclass(eq=False)

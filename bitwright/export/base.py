@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from bitwright import index
+from bitwright.activations.base import Activation
 from bitwright.errors import BadRequest, BrokenPromise
+from bitwright.grids.base import Params
 from bitwright.progress import Progress
 from bitwright.terms.base import Json, Terms, decode
 
@@ -34,6 +36,7 @@ class Model:
     metas: Mapping[str, Metas]
     kept: Mapping[str, Kept]
     tied_head: str | None = None  # name of an output head that reads the embedding's terms
+    inputs: Mapping[str, Activation] = field(default_factory=dict)  # how the inputs of a matrix are quantized, where they are
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ def prefixes(name: str) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A compressed model on disk. `terms` and `tensor` read one matrix, or one other tensor, when they are called; `entries` are
-    all its tensors as they are stored."""
+    """A compressed model on disk. `terms`, `tensor` and `scales` read one matrix, one other tensor, or what is stored of a matrix's
+    inputs, when they are called; `entries` are all its tensors as they are stored."""
 
     model: Model
     terms: Callable[[str], Terms]
@@ -72,6 +75,7 @@ class Opened:
     entries: Sequence[Entry]
     companions: Sequence[Path] = ()  # tokenizer, generation settings, licence: copied as they are
     document: Mapping[str, Json] = field(default_factory=dict)  # bitwright.json, where there is one
+    scales: Callable[[str], Params] = lambda site: {}
 
 
 @runtime_checkable
@@ -82,8 +86,9 @@ class Format(Protocol):
     def remarks(self, model: Model) -> list[str]:
         """What a user should know who serves it: which kernel takes which layers, and which layers none takes."""
 
-    def bits(self, name: str, metas: Metas) -> int:
-        """Stored bits of one matrix in this format, all its tensors counted. Raises BadRequest where it cannot hold it."""
+    def bits(self, name: str, metas: Metas, inputs: Activation | None = None) -> int:
+        """Stored bits of one matrix in this format, all its tensors counted, and what is stored of its inputs. Raises BadRequest
+        where it cannot hold it."""
 
     def kept_bytes(self, name: str, kept: Kept) -> int:
         """Stored bytes of a tensor that is not compressed."""
@@ -109,7 +114,7 @@ def format_of(root: Path) -> Format | None:
 
 def bytes_of(form: Format, model: Model) -> int:
     """Of all tensors of a model in a format."""
-    coded = sum(form.bits(name, metas) for name, metas in model.metas.items()) // 8
+    coded = sum(form.bits(name, metas, model.inputs.get(name)) for name, metas in model.metas.items()) // 8
     return coded + sum(form.kept_bytes(name, kept) for name, kept in model.kept.items())
 
 
@@ -122,9 +127,13 @@ def verify(source: Opened, written: Opened, progress: Progress) -> None:
         if not torch.equal(decode(source.terms(name)), decode(written.terms(name))):
             raise BrokenPromise(f"{name} does not read back from the export as it was written: a fault of bitwright.")
         progress("reading back", i + 1, len(source.model.metas))
+    for name in source.model.inputs:
+        one, other = source.scales(name), written.scales(name)
+        if set(one) != set(other) or any(not torch.equal(one[leaf].view(-1), other[leaf].view(-1)) for leaf in one):
+            raise BrokenPromise(f"The inputs of {name} do not read back from the export as they were: a fault of bitwright.")
     for name in source.model.kept:
-        one, other = source.tensor(name), written.tensor(name)
-        if not torch.equal(one.to(other.dtype) if one.is_floating_point() else one, other):
+        before, after = source.tensor(name), written.tensor(name)
+        if not torch.equal(before.to(after.dtype) if before.is_floating_point() else before, after):
             raise BrokenPromise(f"{name} does not read back from the export as it was written: a fault of bitwright.")
 
 

@@ -11,15 +11,19 @@ from typing import Any
 
 from torch import Tensor
 
+from bitwright import index
+from bitwright.activations import base as activations
+from bitwright.activations.base import Activation
 from bitwright.errors import BadRequest
 from bitwright.export import hf
 from bitwright.export.base import Entry, Kept, Metas, Model, Opened
+from bitwright.grids.base import Params
 from bitwright.progress import Progress
 from bitwright.terms import base
 from bitwright.terms.base import Json, Terms
 
 METHOD = "bitwright"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Native:
     def remarks(self, model: Model) -> list[str]:
         return []
 
-    def bits(self, name: str, metas: Metas) -> int:
-        return base.stored_bits(tuple(metas))
+    def bits(self, name: str, metas: Metas, inputs: Activation | None = None) -> int:
+        return base.stored_bits(tuple(metas)) + activations.stored_bits(inputs)
 
     def kept_bytes(self, name: str, kept: Kept) -> int:
         return kept[1].itemsize * prod(kept[0])
@@ -41,11 +45,11 @@ class Native:
     def write(self, source: Opened, out: Path, progress: Progress) -> None:
         def stream() -> Iterator[tuple[str, Tensor]]:
             for i, name in enumerate(source.model.metas):
-                yield from flatten({name: source.terms(name)}).items()
+                yield from flatten({name: source.terms(name)}, {name: source.scales(name)}).items()
                 progress("writing", i + 1, len(source.model.metas))
             yield from ((name, source.tensor(name)) for name in source.model.kept)
 
-        config = {**source.model.config, "quantization_config": quantization_config(source.model.metas, source.model.tied_head)}
+        config = {**source.model.config, "quantization_config": fields(source.model)}
         if source.model.tied_head:
             config["tie_word_embeddings"] = False
         hf.write(out, stream(), config, list(source.companions))
@@ -60,7 +64,8 @@ class Native:
         plain = files.plain()
         if tied_head:
             plain["tie_word_embeddings"] = True
-        kept = {n: k for n, k in files.kept.items() if ".terms." not in n}
+        kept = {n: k for n, k in files.kept.items() if ".terms." not in n and ".inputs." not in n}
+        inputs = site_inputs(config)
 
         def terms(site: str) -> Terms:
             return tuple(
@@ -68,29 +73,46 @@ class Native:
                 for i, meta in enumerate(metas[site])
             )
 
-        model, entries = Model(plain, metas, kept, tied_head), Entry.list(files.kept, metas)
-        return Opened(model, terms, files.tensor, entries, files.companions(), files.document())
+        def scales(site: str) -> Params:
+            return {leaf: files.tensor(f"{site}.inputs.{leaf}") for leaf in inputs[site].leaves} if site in inputs else {}
+
+        model, entries = Model(plain, metas, kept, tied_head, inputs), Entry.list(files.kept, metas)
+        return Opened(model, terms, files.tensor, entries, files.companions(), files.document(), scales)
 
 
-def flatten(terms: Mapping[str, Terms]) -> dict[str, Tensor]:
-    """Terms by site name as named tensors: `<site>.terms.<i>.<leaf>`."""
+def flatten(terms: Mapping[str, Terms], scales: Mapping[str, Params]) -> dict[str, Tensor]:
+    """Terms by site name, and what is stored of the inputs: `<site>.terms.<i>.<leaf>` and `<site>.inputs.<leaf>`."""
     return {
         f"{name}.terms.{i}.{leaf}": t
         for name, ts in terms.items()
         for i, term in enumerate(ts)
         for leaf, t in term.tensors().items()
-    }
+    } | {f"{name}.inputs.{leaf}": t.contiguous() for name, p in scales.items() for leaf, t in p.items()}
 
 
-def quantization_config(metas: Mapping[str, Sequence[Mapping[str, Json]]], tied_head: str | None) -> dict[str, Json]:
-    """What a loader must know. Equal lists of terms are written once and pointed at."""
+def fields(model: Model) -> dict[str, Json]:
+    return quantization_config(model.metas, model.tied_head, model.inputs)
+
+
+def quantization_config(
+    metas: Mapping[str, Sequence[Mapping[str, Json]]], tied_head: str | None, inputs: Mapping[str, Activation]
+) -> dict[str, Json]:
+    """What a loader must know. Equal lists of terms are written once and pointed at. Quantized inputs make it format 2."""
     kinds: list[Any] = []
     sites = {}
     for name, found in metas.items():
         if list(found) not in kinds:
             kinds.append(list(found))
         sites[name] = kinds.index(list(found))
-    return {"quant_method": METHOD, "format": FORMAT, "kinds": kinds, "sites": sites, "tied_head": tied_head}
+    told: dict[str, Json] = {"quant_method": METHOD, "format": 2 if inputs else 1, "kinds": kinds, "sites": sites}
+    told["tied_head"] = tied_head
+    if inputs:
+        parts = list(dict.fromkeys(inputs.values()))
+        told["inputs"] = {
+            "kinds": [index.to_dict(part) for part in parts],
+            "sites": {name: parts.index(part) for name, part in inputs.items()},
+        }
+    return told
 
 
 def site_metas(config: Mapping[str, Json]) -> dict[str, list[dict[str, Json]]]:
@@ -98,3 +120,10 @@ def site_metas(config: Mapping[str, Json]) -> dict[str, list[dict[str, Json]]]:
     if config["format"] > FORMAT:
         raise BadRequest(f"This directory has format {config['format']}; this bitwright reads up to {FORMAT}, update it.")
     return {name: config["kinds"][kind] for name, kind in config["sites"].items()}
+
+
+def site_inputs(config: Mapping[str, Json]) -> dict[str, Activation]:
+    """How inputs are quantized, by site."""
+    online = config.get("inputs") or {"kinds": [], "sites": {}}
+    parts = [index.from_dict(kind) for kind in online["kinds"]]
+    return {name: parts[kind] for name, kind in online["sites"].items()}

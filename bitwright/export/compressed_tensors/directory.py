@@ -15,12 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitwright.activations.base import Activation
 from bitwright.errors import BadRequest
 from bitwright.export import hf
 from bitwright.export.base import Entry, Kept, Metas, Model, Opened
+from bitwright.export.compressed_tensors import inputs as online
 from bitwright.export.compressed_tensors import tensors as fields
-from bitwright.export.compressed_tensors.scheme import Scheme, metas_of, scheme
+from bitwright.export.compressed_tensors.inputs import part_of
+from bitwright.export.compressed_tensors.scheme import Scheme, metas_of, plain, scheme
 from bitwright.export.engines import fused_apart, kernel, tied
+from bitwright.grids.base import Params
 from bitwright.progress import Progress
 from bitwright.terms.base import Json, Terms
 
@@ -43,9 +47,9 @@ class CompressedTensors:
     def remarks(self, model: Model) -> list[str]:
         return sorted({kernel(schemes_of(model)[name].args(), metas[0]["shape"]) for name, metas in model.metas.items()})
 
-    def bits(self, name: str, metas: Metas) -> int:
-        one = scheme_of(name, metas)
-        return 8 * sum(dtype.itemsize * prod(shape) for shape, dtype in fields.spec(metas[0], one.format).values())
+    def bits(self, name: str, metas: Metas, inputs: Activation | None = None) -> int:
+        told = fields.spec(metas[0], scheme_of(name, metas, inputs).format) | online.spec(inputs)
+        return 8 * sum(dtype.itemsize * prod(shape) for shape, dtype in told.values())
 
     def kept_bytes(self, name: str, kept: Kept) -> int:
         return kept[1].itemsize * prod(kept[0])
@@ -56,7 +60,9 @@ class CompressedTensors:
         def stream() -> Iterator[tuple[str, Tensor]]:
             for i, (name, one) in enumerate(schemes.items()):
                 (term,) = source.terms(name)
-                yield from ((f"{name}.{leaf}", t) for leaf, t in fields.tensors(term, one.format).items())  # type: ignore[arg-type]
+                found = fields.tensors(term, one.format)  # type: ignore[arg-type]
+                found |= online.tensors(source.model.inputs.get(name), source.scales(name))
+                yield from ((f"{name}.{leaf}", t) for leaf, t in found.items())
                 progress("writing", i + 1, len(schemes))
             yield from ((name, source.tensor(name)) for name in source.model.kept)
 
@@ -70,14 +76,19 @@ class CompressedTensors:
         files = hf.Files.of(root)
         config = files.config["quantization_config"]
         metas: dict[str, Metas] = {}
+        inputs: dict[str, Activation] = {}
         formats: dict[str, str] = {}
         for site in {name.rpartition(".")[0]: None for name in files.kept if name.endswith(".weight_scale")}:
             group = group_of(site, config)
             formats[site] = str(group.get("format") or config.get("format"))
             metas[site] = told(site, group["weights"], formats[site], files.below(site))
-        coded = {f"{site}.{leaf}" for site in metas for leaf in fields.spec(metas[site][0], formats[site])}
-        extra = {"weight_g_idx", "weight_zero_point", "weight_shape", "input_scale", "input_global_scale", "input_zero_point"}
-        kept = {n: k for n, k in files.kept.items() if n not in coded and n.rpartition(".")[2] not in extra}
+            if args := group.get("input_activations"):
+                stored = files.below(site).get("input_scale", ((), torch.float32))[1]
+                inputs[site] = part_of(args, str(stored).removeprefix("torch."))
+                if missing := [leaf for leaf in online.spec(inputs[site]) if leaf not in files.below(site)]:
+                    raise BadRequest(f"{site} lacks {missing[0]}, which its configuration names; download the model again.")
+        coded = {f"{site}.{leaf}" for site in metas for leaf in files.below(site) if leaf.startswith(("weight", "input_"))}
+        kept = {n: k for n, k in files.kept.items() if n not in coded}
 
         def terms(site: str) -> Terms:
             told = fields.spec(metas[site][0], formats[site])
@@ -86,17 +97,22 @@ class CompressedTensors:
                 raise BadRequest(f"{site} decodes to NaN or infinity; the file is damaged, download it again.")
             return (found,)
 
-        model = Model(files.plain(), metas, kept)
-        return Opened(model, terms, files.tensor, Entry.list(files.kept, metas), files.companions(), files.document())
+        def scales(site: str) -> Params:
+            if site not in inputs:
+                return {}
+            return online.params(inputs[site], {leaf: files.tensor(f"{site}.{leaf}") for leaf in online.spec(inputs[site])})
+
+        model = Model(files.plain(), metas, kept, inputs=inputs)
+        return Opened(model, terms, files.tensor, Entry.list(files.kept, metas), files.companions(), files.document(), scales)
 
 
 def schemes_of(model: Model) -> dict[str, Scheme]:
-    return {name: scheme_of(name, metas) for name, metas in model.metas.items()}
+    return {name: scheme_of(name, metas, model.inputs.get(name)) for name, metas in model.metas.items()}
 
 
-def scheme_of(name: str, metas: Metas) -> Scheme:
+def scheme_of(name: str, metas: Metas, inputs: Activation | None) -> Scheme:
     """Raises BadRequest where a matrix has none."""
-    one = scheme(metas)
+    one = scheme(metas, inputs)
     if isinstance(one, str):
         raise BadRequest(f"compressed-tensors cannot hold {name}: {one}, or write the native format.")
     return one
@@ -107,12 +123,12 @@ def quantization_config(model: Model, schemes: Mapping[str, Scheme]) -> dict[str
     for name, one in schemes.items():
         alike.setdefault(one, []).append(name)
     linears = {n.removesuffix(".weight") for n, (shape, _) in model.kept.items() if n.endswith(".weight") and len(shape) == 2}
-    ignore = sorted(n for n in linears if "embed" not in n) or ["lm_head"]
+    ignore = sorted({n for n in linears if "embed" not in n} | {"lm_head"})
     groups = {
         f"group_{i}": {
             "targets": ["Linear"] if len(alike) == 1 else names,
             "weights": one.args(),
-            "input_activations": None,
+            "input_activations": None if one.inputs is None else plain(one.inputs),
             "output_activations": None,
             "format": one.format,
         }

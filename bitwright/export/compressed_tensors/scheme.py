@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitwright import index
+from bitwright.activations.base import Activation
 from bitwright.errors import BadRequest
 from bitwright.export.base import Metas
+from bitwright.export.compressed_tensors.inputs import input_args
 from bitwright.grids.integer import Integer
 from bitwright.grids.micro import E4M3, E8M0
 from bitwright.grids.scales import Float
@@ -27,19 +29,38 @@ MICRO = {"e2m1": (4, "mxfp4-pack-quantized"), "e2m3": (6, "mxfp6-pack-quantized"
 ARGS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": None, "group_size": None, "dynamic": False}
 
 
+Args = tuple[tuple[str, Json], ...]
+
+
 @dataclass(frozen=True)
 class Scheme:
-    """`format` names the tensors, `weights` are the arguments as config.json has them."""
+    """`format` names the tensors; `weights` and `inputs` are the arguments as config.json has them."""
 
     format: str
-    weights: tuple[tuple[str, Json], ...]
+    weights: Args
+    inputs: Args | None = None
 
     def args(self) -> dict[str, Json]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in self.weights}
+        return plain(self.weights)
 
 
-def scheme(metas: Metas) -> Scheme | str:
-    """The scheme of a matrix, or in words why there is none."""
+def plain(args: Args) -> dict[str, Json]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in args}
+
+
+def scheme(metas: Metas, inputs: Activation | None = None) -> Scheme | str:
+    """The scheme of a matrix and its inputs, or in words why there is none."""
+    found = weights_scheme(metas)
+    if inputs is None or isinstance(found, str):
+        return found
+    told = input_args(inputs)
+    if isinstance(told, str):
+        return told
+    bytewise = dict(found.weights)["type"] == "int" and dict(found.weights)["num_bits"] == 8
+    return Scheme("int-quantized" if bytewise else found.format, found.weights, told)
+
+
+def weights_scheme(metas: Metas) -> Scheme | str:
     if len(metas) > 1 or metas[0]["kind"] != "coded":
         kinds = " + ".join(meta["kind"] for meta in metas)
         return f"it is a sum of terms ({kinds}), and an engine reads one coded matrix; leave out corrections"
