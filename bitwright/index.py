@@ -64,6 +64,8 @@ PARTS: dict[str, dict[str, str]] = {
     "formats": {
         "native": "bitwright.export.native:Native",
         "compressed-tensors": "bitwright.export.compressed_tensors.directory:CompressedTensors",
+        "gptq": "bitwright.export.gptq:Gptq",
+        "awq": "bitwright.export.awq:Awq",
     },
     "rules": {
         "rule": "bitwright.recipe:Rule",
