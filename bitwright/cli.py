@@ -276,7 +276,7 @@ def list_parts(
     room: Annotated[str, typer.Argument(help="recipes, grids, rounding, ... (empty: the rooms)")] = "",
 ) -> None:
     """What there is: recipes, grids, fits, roundings, corrections, allocations."""
-    rooms = {"recipes": index.RECIPES, **index.PARTS}
+    rooms = {"recipes": index.RECIPES, "formats": index.FORMATS, **index.PARTS}
     if room and room not in rooms:
         raise BadRequest(f"There is no room {room!r}; choose one of {', '.join(rooms)}.")
     if not room:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bitwright import index
 from bitwright.errors import BadRequest, writing
-from bitwright.export.base import Format, Opened, export, format_of
+from bitwright.export.base import Format, Opened, export, open_compressed
 from bitwright.export.native import Native
 from bitwright.export.resumable import make_room
 from bitwright.ledger import ledger
@@ -21,13 +21,10 @@ def convert(model: str | Path, to: str, out: str | Path, overwrite: bool = False
     Raises BadRequest where `model` is not compressed, or `to` cannot hold it exactly; then nothing is written.
     """
     root, target = Path(model), Path(out)
-    source = format_of(root)
-    if source is None:
-        raise BadRequest(f"{root} is not a compressed model; make one with `bitwright compress`.")
     if target.resolve() == root.resolve() or target.resolve() in root.resolve().parents:
         raise BadRequest(f"{out} holds the model that is converted; choose another directory.")
-    form: Format = index.resolve("formats", to)()
-    opened = source.open(root)
+    form: Format = index.form(to)
+    opened = open_compressed(root)
     if why := form.refusal(opened.model):
         raise BadRequest(why)
     make_room(target, False, overwrite)

@@ -61,12 +61,6 @@ PARTS: dict[str, dict[str, str]] = {
         "cross": "bitwright.calibrate.stats:Cross",
         "range": "bitwright.calibrate.stats:Range",
     },
-    "formats": {
-        "native": "bitwright.export.native:Native",
-        "compressed-tensors": "bitwright.export.compressed_tensors.directory:CompressedTensors",
-        "gptq": "bitwright.export.gptq:Gptq",
-        "awq": "bitwright.export.awq:Awq",
-    },
     "rules": {
         "rule": "bitwright.recipe:Rule",
         "recipe": "bitwright.recipe:Recipe",
@@ -81,6 +75,13 @@ RECIPES: dict[str, str] = {
     "quantease-outlier": "bitwright.recipes.quantease_outlier:quantease_outlier",
     "ptqtp": "bitwright.recipes.ptqtp:ptqtp",
     "zeroquant-v2": "bitwright.recipes.zeroquant_v2:zeroquant_v2",
+}
+
+FORMATS: dict[str, str] = {  # what `export` writes and opens
+    "native": "bitwright.export.native:Native",
+    "compressed-tensors": "bitwright.export.compressed_tensors.directory:CompressedTensors",
+    "gptq": "bitwright.export.gptq:Gptq",
+    "awq": "bitwright.export.awq:Awq",
 }
 
 WIRINGS: dict[str, str] = {  # config.model_type -> function from a config to a Wiring
@@ -98,6 +99,13 @@ def resolve(room: str, name: str) -> Any:
     if name not in PARTS[room]:
         raise BadRequest(f"There is no {name!r} in {room}; choose one of {', '.join(sorted(PARTS[room]))}.")
     return load(PARTS[room][name])
+
+
+def form(name: str) -> Any:
+    """A format by name, made. Raises BadRequest with the names that exist."""
+    if name not in FORMATS:
+        raise BadRequest(f"There is no format {name!r}; choose one of {', '.join(FORMATS)}.")
+    return load(FORMATS[name])()
 
 
 @cache

@@ -22,8 +22,7 @@ from bitwright.checkpoint import Checkpoint, open_checkpoint
 from bitwright.convert import deliver
 from bitwright.errors import BadRequest
 from bitwright.export import native
-from bitwright.export.base import Format, Model
-from bitwright.export.hf import configuration
+from bitwright.export.base import Format, Model, configuration
 from bitwright.export.native import Native
 from bitwright.export.resumable import NATIVE, Directory, make_room
 from bitwright.kernels.devices import available, memory_left
@@ -116,7 +115,7 @@ class Job:
         strict: bool = False,
         form: str = "native",
     ) -> "Job":
-        source, writer = open_checkpoint(model), index.resolve("formats", form)()
+        source, writer = open_checkpoint(model), index.form(form)
         if wiring is None:
             kind = getattr(source.config, "model_type", None)
             if kind not in index.WIRINGS:

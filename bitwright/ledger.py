@@ -2,16 +2,13 @@
 
 from pathlib import Path
 
-from bitwright.errors import BadRequest, BrokenPromise
-from bitwright.export.base import Entry, format_of
+from bitwright.errors import BrokenPromise
+from bitwright.export.base import Entry, open_compressed
 
 
 def ledger(root: Path) -> list[Entry]:
     """All tensors. Raises BadRequest where this is no compressed model, BrokenPromise where a report says other bytes."""
-    form = format_of(root)
-    if form is None:
-        raise BadRequest(f"{root} is not a compressed model; give a directory that `bitwright compress` or another tool wrote.")
-    opened = form.open(root)
+    opened = open_compressed(root)
     said, total = opened.document.get("report", {}).get("bytes"), sum(e.bytes for e in opened.entries)
     if said is not None and said != total:
         raise BrokenPromise(f"The ledger of {root} says {said:,} bytes, its tensors hold {total:,}; compress it again.")

@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from bitwright.checkpoint import locate, skeleton
 from bitwright.coded import install
 from bitwright.export import native
-from bitwright.export.base import format_of
+from bitwright.export.base import format_of, open_compressed
 from bitwright.export.native import METHOD, Native, site_inputs, site_metas
 
 
@@ -61,7 +61,7 @@ def load(directory: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     form = format_of(root)
     if form is None or isinstance(form, Native):
         return AutoModelForCausalLM.from_pretrained(root, dtype=dtype).eval()
-    opened = form.open(root)
+    opened = open_compressed(root, form)
     sites = opened.model.metas
     tensors = native.flatten({name: opened.terms(name) for name in sites}, {name: opened.scales(name) for name in sites})
     tensors |= {name: opened.tensor(name) for name in opened.model.kept}

@@ -7,11 +7,13 @@ refuses by name and in words, from the metas alone, before a weight is read; its
 is that of the file. Every export is opened again and compared with its source (`verify`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -103,13 +105,66 @@ class Format(Protocol):
         """Raises BadRequest, in one sentence, for a file that is damaged or holds what this version does not know."""
 
 
+WRONG = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, ZeroDivisionError, RuntimeError)
+
+
+@contextmanager
+def reading(root: Path) -> Iterator[None]:
+    """The one door for files that others wrote: whatever a reader stumbles over there, the user hears that the file is damaged."""
+    try:
+        yield
+    except WRONG as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise BadRequest(f"{root} is damaged or not what its configuration says ({told}); download or write it again.") from error
+
+
 def format_of(root: Path) -> Format | None:
     """The format of a compressed model on disk; None where it is not compressed. Raises BadRequest for one that nobody knows."""
-    for name in index.PARTS["formats"]:
-        found: Format = index.resolve("formats", name)()
+    for name in index.FORMATS:
+        found: Format = index.form(name)
         if found.recognises(root):
             return found
+    if (told := method(root)) is not None:
+        known = ", ".join(index.FORMATS)
+        raise BadRequest(f"{root} is quantized by the method {told!r}, which is not read (known: {known}); dequantize it first.")
     return None
+
+
+def open_compressed(root: Path, form: Format | None = None) -> Opened:
+    """A compressed model of any known format, with readers that raise nothing but BadRequest. Raises it too where there is none."""
+    form = form or format_of(root)
+    if form is None:
+        raise BadRequest(f"{root} is not a compressed model; give what `bitwright compress` or another tool wrote.")
+    with reading(root):
+        found = form.open(root)
+
+    def guarded(read: Callable[[str], Any]) -> Callable[[str], Any]:
+        def careful(name: str) -> Any:
+            with reading(root):
+                return read(name)
+
+        return careful
+
+    return replace(found, terms=guarded(found.terms), tensor=guarded(found.tensor), scales=guarded(found.scales))
+
+
+def method(root: Path) -> str | None:
+    """The `quant_method` of a directory; None where it is no compressed one. Raises BadRequest where config.json is not one."""
+    if not (root / "config.json").is_file():
+        return None
+    config = configuration(root).get("quantization_config")
+    return str(config.get("quant_method")) if isinstance(config, dict) else None
+
+
+def configuration(root: Path) -> dict[str, Json]:
+    """config.json. Raises BadRequest where it is not one."""
+    try:
+        found = json.loads((root / "config.json").read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadRequest(f"{root / 'config.json'} cannot be read ({error}); download the model again.") from None
+    if not isinstance(found, dict):
+        raise BadRequest(f"{root / 'config.json'} is not a configuration; download the model again.")
+    return found
 
 
 def bytes_of(form: Format, model: Model) -> int:
@@ -142,5 +197,5 @@ def export(source: Opened, form: Format, out: Path, progress: Progress) -> list[
     if why := form.refusal(source.model):
         raise BadRequest(why)
     form.write(source, out, progress)
-    verify(source, form.open(out), progress)
+    verify(source, open_compressed(out, form), progress)
     return form.remarks(source.model)

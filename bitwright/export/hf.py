@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bitwright.checkpoint import SHARDED, WEIGHTS, header, weight_files
 from bitwright.errors import BadRequest, writing
-from bitwright.export.base import Kept
+from bitwright.export.base import Kept, configuration
 from bitwright.terms.base import Json
 
 SHARD = 4 * 10**9  # bytes from which on a new file begins
@@ -64,25 +64,6 @@ class Files:
     def document(self) -> dict[str, Json]:
         path = self.root / "bitwright.json"
         return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def configuration(root: Path) -> dict[str, Json]:
-    """config.json. Raises BadRequest where it is not one."""
-    try:
-        found = json.loads((root / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise BadRequest(f"{root / 'config.json'} cannot be read ({error}); download the model again.") from None
-    if not isinstance(found, dict):
-        raise BadRequest(f"{root / 'config.json'} is not a configuration; download the model again.")
-    return found
-
-
-def method(root: Path) -> str | None:
-    """The `quant_method` of a directory; None where it is no compressed one."""
-    if not (root / "config.json").is_file():
-        return None
-    config = configuration(root).get("quantization_config")
-    return str(config.get("quant_method")) if isinstance(config, dict) else None
 
 
 def write(

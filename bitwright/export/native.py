@@ -16,7 +16,7 @@ from bitwright.activations import base as activations
 from bitwright.activations.base import Activation
 from bitwright.errors import BadRequest
 from bitwright.export import hf
-from bitwright.export.base import Entry, Kept, Metas, Model, Opened
+from bitwright.export.base import Entry, Kept, Metas, Model, Opened, method
 from bitwright.grids.base import Params
 from bitwright.progress import Progress
 from bitwright.terms import base
@@ -55,7 +55,7 @@ class Native:
         hf.write(out, stream(), config, list(source.companions))
 
     def recognises(self, root: Path) -> bool:
-        return hf.method(root) == METHOD
+        return method(root) == METHOD
 
     def open(self, root: Path) -> Opened:
         files = hf.Files.of(root)
@@ -72,6 +72,12 @@ class Native:
                 base.load(meta, {leaf: files.tensor(f"{site}.terms.{i}.{leaf}") for leaf in base.spec(meta)})
                 for i, meta in enumerate(metas[site])
             )
+
+        for site, found in metas.items():
+            for i, meta in enumerate(found):
+                for leaf, told in base.spec(meta).items():
+                    if (has := files.kept.get(f"{site}.terms.{i}.{leaf}")) != told:
+                        raise BadRequest(f"{site}.terms.{i}.{leaf} should be {told} but is {has}; download the model again.")
 
         def scales(site: str) -> Params:
             return {leaf: files.tensor(f"{site}.inputs.{leaf}") for leaf in inputs[site].leaves} if site in inputs else {}

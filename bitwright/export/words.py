@@ -15,7 +15,7 @@ from bitwright import index
 from bitwright.activations.base import Activation
 from bitwright.errors import BadRequest
 from bitwright.export import hf
-from bitwright.export.base import Entry, Kept, Metas, Model, Opened
+from bitwright.export.base import Entry, Kept, Metas, Model, Opened, method
 from bitwright.export.engines import fused_apart, tied
 from bitwright.grids.integer import Integer
 from bitwright.grids.scales import Float
@@ -111,7 +111,7 @@ class Words:
         hf.write(out, stream(), {**source.model.config, "quantization_config": config}, list(source.companions))
 
     def recognises(self, root: Path) -> bool:
-        return hf.method(root) == self.packing.method
+        return method(root) == self.packing.method
 
     def open(self, root: Path) -> Opened:
         files = hf.Files.of(root)

@@ -18,7 +18,7 @@ from torch import Tensor
 from bitwright.activations.base import Activation
 from bitwright.errors import BadRequest
 from bitwright.export import hf
-from bitwright.export.base import Entry, Kept, Metas, Model, Opened
+from bitwright.export.base import Entry, Kept, Metas, Model, Opened, method
 from bitwright.export.compressed_tensors import inputs as online
 from bitwright.export.compressed_tensors import tensors as fields
 from bitwright.export.compressed_tensors.inputs import part_of
@@ -70,7 +70,7 @@ class CompressedTensors:
         hf.write(out, stream(), config, list(source.companions))
 
     def recognises(self, root: Path) -> bool:
-        return hf.method(root) == METHOD
+        return method(root) == METHOD
 
     def open(self, root: Path) -> Opened:
         files = hf.Files.of(root)
