@@ -265,6 +265,10 @@ def tokens() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def linears() -> list[tuple[Tensor, Tensor]]:
     """(W, H) of every linear of zoo:lm, H from 16 calibration windows through the float model."""
+    import bitwright
+    from bitwright import zoo
+    from bitwright.calibrate.stats import Gram
+
     model = bitwright.load(zoo.path("lm"))
     found = [m for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
     grams = [Gram(m.in_features) for m in found]

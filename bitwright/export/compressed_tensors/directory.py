@@ -1,4 +1,4 @@
-"""The directory: configuration and shards of a compressed-tensors model, written from any opened model and opened as one.
+"""compressed-tensors: what llm-compressor writes and vLLM and transformers load; written from any opened model, opened as one.
 
 Matrices of one scheme are one config group. A group that is all the compressed matrices targets "Linear" and the others are
 ignored by name; with several schemes every group names its matrices. Engines load q, k, v (and gate, up) as one matrix, so these
