@@ -47,7 +47,7 @@ class Integer:
         return scales.leaves(self.scale) | zero
 
     def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None, kin: Kin = ALONE) -> Params:
-        return self.by(self, x, weight, scales.above(self.scale, self.range(self.extent(x)), self.levels - 1.0, kin))
+        return self.by(self, x, weight, scales.above(self.scale, self.range(self.extent(x)), self.levels - 1.0, kin), kin)
 
     def range(self, extent: Float[Tensor, "g 2"]) -> Float[Tensor, "g 1"]:
         return extent[:, 1:] - extent[:, :1]

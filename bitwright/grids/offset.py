@@ -46,7 +46,7 @@ class Offset:
     def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None, kin: Kin = ALONE) -> Params:
         low, high = self.extent(x).split(1, 1)
         top = scales.above(self.scale, high - low, self.levels - 1.0, kin) | scales.above(self.minimum, -low, 1.0, kin, "min")
-        return self.by(self, x, weight, top)
+        return self.by(self, x, weight, top, kin)
 
     def extent(self, x: Float[Tensor, "g n"]) -> Float[Tensor, "g 2"]:
         return torch.stack([x.amin(1).clamp_max(0), x.amax(1).clamp_min(0)], 1)

@@ -92,7 +92,7 @@ class Table:
 
     def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None, kin: Kin = ALONE) -> Params:
         weight = weight if self.needs else None
-        best = self.by(self, x, weight, scales.above(self.scale, self.extent(x), self.reach, kin))
+        best = self.by(self, x, weight, scales.above(self.scale, self.extent(x), self.reach, kin), kin)
         least = self.loss(x, best, weight)
         for _ in range(self.polish):
             p = self.refit(x, self.encode(x, best), best, weight)
