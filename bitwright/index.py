@@ -25,6 +25,7 @@ PARTS: dict[str, dict[str, str]] = {
         "absmax": "bitwright.grids.fit:AbsMax",
         "mse": "bitwright.grids.fit:Mse",
         "imatrix": "bitwright.grids.fit:Imatrix",
+        "least-squares": "bitwright.grids.least_squares:LeastSquares",
     },
     "scales": {
         "float": "bitwright.grids.scales:Float",
