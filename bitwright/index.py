@@ -45,6 +45,7 @@ PARTS: dict[str, dict[str, str]] = {
         "quantease": "bitwright.rounding.quantease:QuantEase",
         "quantease-outlier": "bitwright.rounding.quantease_outlier:QuantEaseOutlier",
         "chain": "bitwright.rounding.chain:Chain",
+        "ggml": "bitwright.rounding.ggml:Ggml",
     },
     "corrections": {
         "lorc": "bitwright.corrections.lorc:Lorc",

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bitwright.errors import BadRequest
 from bitwright.grids.base import ALONE, Kin, Params, weighted
 
 CHUNK = 1 << 18  # numbers worked on at a time: the search stays in the cache
@@ -42,6 +43,13 @@ class Fit(Protocol):
         self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None, top: Params, kin: Kin = ALONE
     ) -> Params:
         """Parameters of every group. `top`: second levels by the largest ranges, or as `kin.shared` fixes them."""
+
+
+def suited(by: Fit, grid: object) -> None:
+    """Raises BadRequest where a fit cannot place the points of a grid and says so (`refuses`)."""
+    why = by.refuses(grid) if hasattr(by, "refuses") else None
+    if why:
+        raise BadRequest(f"{why[0].upper()}{why[1:]}; choose another fit.")
 
 
 @dataclass(frozen=True)

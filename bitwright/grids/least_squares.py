@@ -2,7 +2,7 @@
 
     min over s, m, q   sum_j a_j (s (q_j - z) - m - x_j)^2,      s = d c,  m = e k,  c and k small integers, d and e shared
 
-a_j is the price of llama.cpp's importance matrix (see fit.py), or d_j alone, or 1. Three stages (card: formats, section 3):
+a_j is d_j, the second moment of input j, or the price of llama.cpp's importance matrix (see fit.py), or 1. Three stages (card: formats, section 3):
 
     free    every group by itself: trial steps give codes, codes give s and m by least squares; the best trial, then Lloyd rounds
     under   d and e given: the integers c and k around the free optimum, m following c, are tried on re-rounded codes
@@ -15,7 +15,7 @@ second level only have the first stage. Differs from llama.cpp: there the intege
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -31,9 +31,9 @@ CHUNK = 1 << 16  # numbers worked on at a time: all that belongs to them stays i
 
 @dataclass(frozen=True)
 class LeastSquares:
-    """`price`: `imatrix` (needs data), `diagonal` (the second moments alone, needs data) or `even`; `trials` steps are tried."""
+    """`price`: `diagonal` (d_j, from data), `imatrix` (llama.cpp's, from data) or `even`; `trials` steps, `rounds` of `top`."""
 
-    price: str = "imatrix"
+    price: Literal["diagonal", "imatrix", "even"] = "diagonal"
     trials: int = 20
     rounds: int = 3
 

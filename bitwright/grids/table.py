@@ -22,7 +22,7 @@ from torch import Tensor
 from bitwright.errors import BadRequest
 from bitwright.grids import scales
 from bitwright.grids.base import ALONE, Kin, Leaf, Params, better, nearest_point, weighted
-from bitwright.grids.fit import AbsMax, Fit
+from bitwright.grids.fit import AbsMax, Fit, suited
 from bitwright.grids.scales import Float as FloatScale
 from bitwright.grids.scales import Scale
 
@@ -69,6 +69,7 @@ class Table:
     def __post_init__(self) -> None:
         if self.table not in TABLES:
             raise BadRequest(f"There is no table {self.table!r}; choose one of {', '.join(TABLES)}.")
+        suited(self.by, self)
 
     @property
     def levels(self) -> int:
