@@ -1,6 +1,6 @@
-"""Claim: at the same bytes and with the same importance matrix, Q2_K, Q3_K and Q4_K of zoo:lm have a lower KL to the original when our
-fit alone places their scales than from llama.cpp's quantizer, and a lower one still with GPTQ and sweeps on top; all differences lie
-outside the paired 95 % interval. Q5_K and Q6_K are shown beside them.
+"""Claim: at the same bytes and with the same importance matrix, Q2_K, Q3_K and Q4_K of zoo:lm have a lower KL to the original
+when our fit alone places their scales than from llama.cpp's quantizer, and a lower one still with GPTQ and sweeps on top; all
+differences lie outside the paired 95 % interval. Q5_K and Q6_K are shown beside them.
 
     python bench/kquants_kl.py [--samples 128] [--judge 96]      about fifteen minutes on one core; JSON goes to bench/results/
 
@@ -49,7 +49,9 @@ def peer() -> ctypes.CDLL:
     return library
 
 
-def theirs(library: ctypes.CDLL, name: str, W: Float[Tensor, "out inp"], importance: Float[Tensor, "inp"]) -> UInt8[Tensor, "out b"]:
+def theirs(
+    library: ctypes.CDLL, name: str, W: Float[Tensor, "out inp"], importance: Float[Tensor, "inp"]
+) -> UInt8[Tensor, "out b"]:
     block, W, importance = BLOCKS[name], W.float().contiguous(), importance.float().contiguous()
     data = torch.zeros(W.shape[0], W.shape[1] // block.weights * block.bytes, dtype=torch.uint8)
     written = library.ggml_quantize_chunk(block.id, W.data_ptr(), data.data_ptr(), 0, *W.shape, importance.data_ptr())
@@ -124,7 +126,7 @@ def main() -> None:
             recipe = recipes.get(name)(rounding=kind)
             begun = time.perf_counter()
             stats = store.name if kind == "imatrix" else None
-            small, report = bitwright.compress(MODEL, recipe, text, stats=stats)
+            small, _ = bitwright.compress(MODEL, recipe, text, stats=stats)
             spent = time.perf_counter() - begun
             mine = 0
             for module in linears(small).values():

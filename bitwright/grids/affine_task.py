@@ -1,7 +1,7 @@
 """The three stages of `LeastSquares` (least_squares.py) on some groups: free, under, shared.
 
-Sums of a group are [g, 1]; with prices a, numbers x and codes q (counted from the grid's zero):  A = sum a, Ax = sum a x, and so on.
-The error of given codes needs no second look at the numbers:
+Sums of a group are [g, 1]: with prices a, numbers x and codes q (counted from the grid's zero), A = sum a, Ax = sum a x, and so
+on. The error of given codes needs no second look at the numbers:
 
     sum a (s q - m - x)^2  =  Axx - 2 s Axq + s^2 Aqq + 2 m Ax - 2 s m Aq + m^2 A
 """
@@ -83,7 +83,7 @@ class Task:
         """Scale, minimum and mean code of every group with nothing shared or rounded."""
         s, m = self.starts()[0]
         best = (s, m if isinstance(m, Tensor) else torch.zeros_like(s), torch.zeros_like(s), torch.full_like(s, torch.inf))
-        for start in self.starts() + [None, None]:
+        for start in [*self.starts(), None, None]:
             sums = self.sums(self.codes(*start) if start else self.codes(best[0], best[1] if self.offset else 0.0))
             s, m, error = self.solved(sums)
             better = error < best[3]

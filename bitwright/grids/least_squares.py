@@ -2,7 +2,8 @@
 
     min over s, m, q   sum_j a_j (s (q_j - z) - m - x_j)^2,      s = d c,  m = e k,  c and k small integers, d and e shared
 
-a_j is d_j, the second moment of input j, or the price of llama.cpp's importance matrix (see fit.py), or 1. Three stages (card: formats, section 3):
+a_j is d_j, the second moment of input j, or the price of llama.cpp's importance matrix (see fit.py), or 1. Card: formats,
+section 3. Three stages:
 
     free    every group by itself: trial steps give codes, codes give s and m by least squares; the best trial, then Lloyd rounds
     under   d and e given: the integers c and k around the free optimum, m following c, are tried on re-rounded codes

@@ -22,8 +22,8 @@ class SecondLevel:
     """`levels` codes from `least` on, times an fp16 that `span` groups in a row of the matrix share.
 
     `signed`: the codes count from -levels / 2, and scales may be negative: points that reach further down than up, as -4 .. 3
-    do, can be turned round. `least`: of the code's magnitude. llama.cpp's K-quants (16 to 256 codes over 8 or 16 groups) and BitMoD's scales (128 over
-    the row) are of this kind.
+    do, can be turned round. `least`: of the code's magnitude. llama.cpp's K-quants (16 to 256 codes over 8 or 16 groups) and
+    BitMoD's scales (128 over the row) are of this kind.
     """
 
     levels: int = 64

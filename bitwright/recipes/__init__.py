@@ -25,7 +25,6 @@ def get(name: str) -> Any:
     if known in GGUF or known in MIXTURES:
         return partial(gguf, known)
     if name not in index.RECIPES:
-        raise BadRequest(
-            f"There is no recipe {name!r}; choose one of {', '.join((*index.RECIPES, *PRESETS, *GGUF, *MIXTURES))}, or give a .toml file."
-        )
+        known_names = ", ".join((*index.RECIPES, *PRESETS, *GGUF, *MIXTURES))
+        raise BadRequest(f"There is no recipe {name!r}; choose one of {known_names}, or give a .toml file.")
     return index.load(index.RECIPES[name])

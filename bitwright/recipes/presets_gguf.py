@@ -1,6 +1,6 @@
 """Presets with llama.cpp's names: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K .. Q6_K, TQ1_0, TQ2_0, MXFP4-GGUF, and five of its mixtures.
 
-    nearest   one level of scales: llama.cpp's own codes, bit for bit (`ggml`); K-quants: the range of the largest weight, unsearched
+    nearest   one level of scales: llama.cpp's own codes, bit for bit (`ggml`); K-quants: the range of the largest weight
     imatrix   scales, minima and what is above them placed under the importance of every input; codes to the nearest
     gptq      the same ranges, errors pushed into later columns
     best      GPTQ and three sweeps on top
