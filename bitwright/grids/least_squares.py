@@ -23,9 +23,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitwright.errors import BadRequest
-from bitwright.grids.affine_task import Task
+from bitwright.grids.affine_groups import Groups
 from bitwright.grids.base import ALONE, Kin, Params, weighted
 from bitwright.grids.fit import importance
+from bitwright.grids.shared_scales import shared, under
 
 CHUNK = 1 << 16  # numbers worked on at a time: all that belongs to them stays in the cache
 
@@ -56,17 +57,27 @@ class LeastSquares:
     ) -> Params:
         if why := self.refuses(grid):
             raise BadRequest(why)
-        price = {"imatrix": importance, "diagonal": weighted, "even": lambda x, _: torch.ones_like(x)}[self.price](x, weight)
-        span = 1
-        if movable(grid) and not set(top) <= set(kin.shared):
-            span = grid.scale.shared.span((len(x) // kin.across, kin.across))
+        weight = weight if self.needs else None
+        price = (importance if self.price == "imatrix" else weighted)(x, weight)
+        free = movable(grid) and not set(top) <= set(kin.shared)
+        span = grid.scale.shared.span((len(x) // kin.across, kin.across)) if free else 1
         step = max(1, CHUNK // (x.shape[1] * span)) * span
         parts = []
         for i in range(0, len(x), step):
             rows = slice(i, i + step)
-            task = Task(grid, x[rows], price[rows], {name: leaf[rows] for name, leaf in top.items()}, self.trials)
-            parts.append(task.under(task.top if span == 1 else task.shared(span, self.rounds), wide=True)[0])
+            groups, above = Groups(grid, x[rows], price[rows], self.trials), {name: leaf[rows] for name, leaf in top.items()}
+            if free:
+                above = shared(groups, above, voters(weight, rows, span), span, self.rounds)
+            parts.append(under(groups, above, wide=True)[0])
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def voters(weight: Float[Tensor, "g n"] | None, rows: slice, span: int) -> Float[Tensor, "k 1"] | float:
+    """1 for groups with a say in what they share: those whose inputs fired, or all where none did."""
+    if weight is None:
+        return 1.0
+    alive = (weight[rows] > 0).any(1).view(-1, span)
+    return (alive | ~alive.any(1, keepdim=True)).view(-1, 1).to(weight.dtype)
 
 
 def movable(grid: Any) -> bool:

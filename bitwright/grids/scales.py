@@ -95,7 +95,7 @@ class Float:
         tiny = 2.0**-24 if self.name == "float16" else info.tiny  # fp16 may use its subnormals
         size = (amount / unit).abs() if self.signed else amount / unit
         kept = torch.where(amount == 0, info.eps, size.clamp(tiny, info.max))
-        return (kept.copysign(amount) if self.signed else kept).to(self.dtype)
+        return (torch.where(amount < 0, -kept, kept) if self.signed else kept).to(self.dtype)
 
     def read(self, stored: Shaped[Tensor, "g k"], top: Top = None) -> Floats[Tensor, "g k"]:
         return stored.float()
