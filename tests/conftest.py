@@ -109,7 +109,7 @@ def few_grids() -> dict[str, list[Any]]:
     second, e4m3 = (index.resolve("scales", name) for name in ("second-level", "e4m3"))
     return {
         "integer": [integer(4), integer(9, True), integer(8, by=imatrix), integer(16, scale=second(64, "row"))],
-        "offset": [offset(8), offset(4, index.resolve("fits", "least-squares")(trials=8), second(16, 2), second(16, 2, least=0))],
+        "offset": [offset(8), offset(4, scale=second(16, "row"), minimum=second(16, "row", least=0))],
         "table": [table("nf4"), table("ternary", polish=2), table("roots4"), table("e2m1", scale=e4m3())],
         "trit-planes": [trits(2)],
     }
