@@ -25,6 +25,7 @@ PARTS: dict[str, dict[str, str]] = {
         "absmax": "bitwright.grids.fit:AbsMax",
         "mse": "bitwright.grids.fit:Mse",
         "imatrix": "bitwright.grids.fit:Imatrix",
+        "least-squares": "bitwright.grids.least_squares:LeastSquares",
     },
     "scales": {
         "float": "bitwright.grids.scales:Float",
@@ -44,6 +45,7 @@ PARTS: dict[str, dict[str, str]] = {
         "quantease": "bitwright.rounding.quantease:QuantEase",
         "quantease-outlier": "bitwright.rounding.quantease_outlier:QuantEaseOutlier",
         "chain": "bitwright.rounding.chain:Chain",
+        "ggml": "bitwright.rounding.ggml:Ggml",
     },
     "corrections": {
         "lorc": "bitwright.corrections.lorc:Lorc",

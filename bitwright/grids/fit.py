@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bitwright.grids.base import Params, weighted
+from bitwright.errors import BadRequest
+from bitwright.grids.base import ALONE, Kin, Params, weighted
 
 CHUNK = 1 << 18  # numbers worked on at a time: the search stays in the cache
 
@@ -38,7 +39,17 @@ class Fit(Protocol):
     @property
     def needs(self) -> tuple[str, ...]: ...
 
-    def __call__(self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None, top: Params) -> Params: ...
+    def __call__(
+        self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None, top: Params, kin: Kin = ALONE
+    ) -> Params:
+        """Parameters of every group. `top`: second levels by the largest ranges, or as `kin.shared` fixes them."""
+
+
+def suited(by: Fit, grid: object) -> None:
+    """Raises BadRequest where a fit cannot place the points of a grid and says so (`refuses`)."""
+    why = by.refuses(grid) if hasattr(by, "refuses") else None
+    if why:
+        raise BadRequest(f"{why[0].upper()}{why[1:]}; choose another fit.")
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,9 @@ class AbsMax:
 
     needs = ()
 
-    def __call__(self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None, top: Params) -> Params:
+    def __call__(
+        self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None, top: Params, kin: Kin = ALONE
+    ) -> Params:
         return grid.place(grid.extent(x), 1.0, top)
 
 
@@ -60,7 +73,9 @@ class Mse:
     shrink: float = 0.8
     needs = ()
 
-    def __call__(self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None, top: Params) -> Params:
+    def __call__(
+        self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None, top: Params, kin: Kin = ALONE
+    ) -> Params:
         return search(grid, x, None, top, self.exponent, self.steps, self.shrink)
 
 
@@ -73,9 +88,14 @@ class Imatrix:
     shrink: float = 0.8
     needs = ("gram",)
 
-    def __call__(self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None, top: Params) -> Params:
-        price = weighted(x, weight) * (x.square().mean(1, keepdim=True) + x.square()).sqrt()
-        return search(grid, x, price, top, self.exponent, self.steps, self.shrink)
+    def __call__(
+        self, grid: Placeable, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None, top: Params, kin: Kin = ALONE
+    ) -> Params:
+        return search(grid, x, importance(x, weight), top, self.exponent, self.steps, self.shrink)
+
+
+def importance(x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None) -> Float[Tensor, "g n"]:
+    return weighted(x, weight) * (x.square().mean(1, keepdim=True) + x.square()).sqrt()
 
 
 def search(

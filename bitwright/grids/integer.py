@@ -18,7 +18,7 @@ from torch import Tensor
 from bitwright.errors import BadRequest
 from bitwright.grids import scales
 from bitwright.grids.base import ALONE, Kin, Leaf, Params, better
-from bitwright.grids.fit import AbsMax, Fit
+from bitwright.grids.fit import AbsMax, Fit, suited
 from bitwright.grids.scales import Float as FloatScale
 from bitwright.grids.scales import Scale
 
@@ -36,6 +36,7 @@ class Integer:
     def __post_init__(self) -> None:
         if not 2 <= self.levels <= 2**16:
             raise BadRequest(f"A grid has 2 to 65536 levels (1 to 16 bits), not {self.levels}; choose a number in between.")
+        suited(self.by, self)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -47,7 +48,7 @@ class Integer:
         return scales.leaves(self.scale) | zero
 
     def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None, kin: Kin = ALONE) -> Params:
-        return self.by(self, x, weight, scales.above(self.scale, self.range(self.extent(x)), self.levels - 1.0, kin))
+        return self.by(self, x, weight, scales.above(self.scale, self.range(self.extent(x)), self.levels - 1.0, kin), kin)
 
     def range(self, extent: Float[Tensor, "g 2"]) -> Float[Tensor, "g 1"]:
         return extent[:, 1:] - extent[:, :1]
@@ -70,7 +71,7 @@ class Integer:
     def encode(self, x: Float[Tensor, "g n"], p: Params) -> Ints[Tensor, "g n"]:
         scale, zero = self.affine(p)
         middle = self.levels // 2  # ties and sums as engines have them, whose codes and zero points are signed
-        units = x / scale.to(x.dtype) + (zero - middle)
+        units = x / divisor(scale).to(x.dtype) + (zero - middle)
         return (units.round_() + middle).clamp_(0, self.levels - 1).to(small(self.levels))
 
     def decode(self, c: Ints[Tensor, "g n"], p: Params) -> Float[Tensor, "g n"]:
@@ -92,6 +93,11 @@ class Integer:
     def affine(self, p: Params) -> tuple[Float[Tensor, "g 1"], Float[Tensor, "g 1"] | float]:
         """Scale and zero in fp32: what a kernel for equally spaced grids needs."""
         return scales.read(self.scale, p), float(self.levels // 2) if self.symmetric else p["zero"].float()
+
+
+def divisor(scale: Float[Tensor, "g 1"]) -> Float[Tensor, "g 1"]:
+    """No scale of ours is zero, but other tools store zeros where a group is all zeros: any divisor will do."""
+    return torch.where(scale == 0, 1.0, scale)
 
 
 def small(levels: int) -> torch.dtype:

@@ -16,7 +16,8 @@ from torch import Tensor
 from bitwright.errors import BadRequest
 from bitwright.grids import scales
 from bitwright.grids.base import ALONE, Kin, Leaf, Params, better
-from bitwright.grids.fit import AbsMax, Fit
+from bitwright.grids.fit import AbsMax, Fit, suited
+from bitwright.grids.integer import divisor
 from bitwright.grids.scales import Float as FloatScale
 from bitwright.grids.scales import Scale
 
@@ -34,6 +35,7 @@ class Offset:
     def __post_init__(self) -> None:
         if not 2 <= self.levels <= 256:
             raise BadRequest(f"An offset grid has 2 to 256 levels (1 to 8 bits), not {self.levels}; choose a number in between.")
+        suited(self.by, self)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -46,7 +48,7 @@ class Offset:
     def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None, kin: Kin = ALONE) -> Params:
         low, high = self.extent(x).split(1, 1)
         top = scales.above(self.scale, high - low, self.levels - 1.0, kin) | scales.above(self.minimum, -low, 1.0, kin, "min")
-        return self.by(self, x, weight, top)
+        return self.by(self, x, weight, top, kin)
 
     def extent(self, x: Float[Tensor, "g n"]) -> Float[Tensor, "g 2"]:
         return torch.stack([x.amin(1).clamp_max(0), x.amax(1).clamp_min(0)], 1)
@@ -58,7 +60,7 @@ class Offset:
 
     def encode(self, x: Float[Tensor, "g n"], p: Params) -> Ints[Tensor, "g n"]:
         scale, low = self.numbers(p)
-        return torch.round((x + low.to(x.dtype)) / scale.to(x.dtype)).clamp_(0, self.levels - 1).to(torch.uint8)
+        return torch.round((x + low.to(x.dtype)) / divisor(scale).to(x.dtype)).clamp_(0, self.levels - 1).to(torch.uint8)
 
     def decode(self, c: Ints[Tensor, "g n"], p: Params) -> Float[Tensor, "g n"]:
         scale, low = self.numbers(p)

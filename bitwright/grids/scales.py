@@ -72,9 +72,10 @@ def fitted(
 
 @dataclass(frozen=True)
 class Float:
-    """An IEEE or brain float. fp16 keeps 11 bits of a scale and is what most engines read."""
+    """An IEEE or brain float. fp16 keeps 11 bits of a scale and is what most engines read. `signed`: it may be negative."""
 
     name: Literal["float16", "bfloat16", "float32"] = "float16"
+    signed: bool = False
     shared = None
 
     @property
@@ -92,7 +93,9 @@ class Float:
     def store(self, amount: Floats[Tensor, "g k"], unit: float = 1.0, top: Top = None) -> Shaped[Tensor, "g k"]:
         info = torch.finfo(self.dtype)
         tiny = 2.0**-24 if self.name == "float16" else info.tiny  # fp16 may use its subnormals
-        return torch.where(amount == 0, info.eps, (amount / unit).clamp(tiny, info.max)).to(self.dtype)
+        size = (amount / unit).abs() if self.signed else amount / unit
+        kept = torch.where(amount == 0, info.eps, size.clamp(tiny, info.max))
+        return (torch.where(amount < 0, -kept, kept) if self.signed else kept).to(self.dtype)
 
     def read(self, stored: Shaped[Tensor, "g k"], top: Top = None) -> Floats[Tensor, "g k"]:
         return stored.float()

@@ -21,8 +21,9 @@ from bitwright.grids.scales import Top
 class SecondLevel:
     """`levels` codes from `least` on, times an fp16 that `span` groups in a row of the matrix share.
 
-    `signed`: the codes count from -levels / 2. llama.cpp's K-quants (64 codes over 8 groups) and BitMoD's scales (128 over
-    the row) are of this kind.
+    `signed`: the codes count from -levels / 2, and scales may be negative: points that reach further down than up, as -4 .. 3
+    do, can be turned round. `least`: of the code's magnitude. llama.cpp's K-quants (16 to 256 codes over 8 or 16 groups) and
+    BitMoD's scales (128 over the row) are of this kind.
     """
 
     levels: int = 64
@@ -49,8 +50,11 @@ class SecondLevel:
 
     def store(self, amount: Floats[Tensor, "g k"], unit: float, top: Top) -> Shaped[Tensor, "g k"]:
         assert top is not None
-        codes = torch.round(amount / unit / top.to(amount.dtype)).clamp(self.least, self.levels - 1 - self.zero)
-        return (codes + self.zero).to(torch.uint8)
+        codes = torch.round(amount / unit / top.to(amount.dtype))
+        above = codes.clamp(self.least, self.levels - 1 - self.zero)
+        if self.signed:
+            above = torch.where(codes < 0, codes.clamp(-self.zero, -self.least), above)
+        return (above + self.zero).to(torch.uint8)
 
     def read(self, stored: Shaped[Tensor, "g k"], top: Top) -> Floats[Tensor, "g k"]:
         assert top is not None

@@ -22,7 +22,7 @@ from torch import Tensor
 from bitwright.errors import BadRequest
 from bitwright.grids import scales
 from bitwright.grids.base import ALONE, Kin, Leaf, Params, better, nearest_point, weighted
-from bitwright.grids.fit import AbsMax, Fit
+from bitwright.grids.fit import AbsMax, Fit, suited
 from bitwright.grids.scales import Float as FloatScale
 from bitwright.grids.scales import Scale
 
@@ -69,6 +69,7 @@ class Table:
     def __post_init__(self) -> None:
         if self.table not in TABLES:
             raise BadRequest(f"There is no table {self.table!r}; choose one of {', '.join(TABLES)}.")
+        suited(self.by, self)
 
     @property
     def levels(self) -> int:
@@ -92,7 +93,7 @@ class Table:
 
     def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None, kin: Kin = ALONE) -> Params:
         weight = weight if self.needs else None
-        best = self.by(self, x, weight, scales.above(self.scale, self.extent(x), self.reach, kin))
+        best = self.by(self, x, weight, scales.above(self.scale, self.extent(x), self.reach, kin), kin)
         least = self.loss(x, best, weight)
         for _ in range(self.polish):
             p = self.refit(x, self.encode(x, best), best, weight)

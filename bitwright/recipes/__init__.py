@@ -17,12 +17,14 @@ from bitwright.recipes.zeroquant_v2 import zeroquant_v2 as zeroquant_v2
 def get(name: str) -> Any:
     """The function that makes a recipe, or that of a preset. Raises BadRequest with the names there are."""
     from bitwright.recipes.presets import PRESETS, preset
+    from bitwright.recipes.presets_gguf import GGUF, MIXTURES, gguf
 
     known = name.lower().replace("_", "-")
     if known in PRESETS:
         return partial(preset, known)
+    if known in GGUF or known in MIXTURES:
+        return partial(gguf, known)
     if name not in index.RECIPES:
-        raise BadRequest(
-            f"There is no recipe {name!r}; choose one of {', '.join((*index.RECIPES, *PRESETS))}, or give a .toml file."
-        )
+        known_names = ", ".join((*index.RECIPES, *PRESETS, *GGUF, *MIXTURES))
+        raise BadRequest(f"There is no recipe {name!r}; choose one of {known_names}, or give a .toml file.")
     return index.load(index.RECIPES[name])

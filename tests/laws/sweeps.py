@@ -12,6 +12,8 @@ from bitwright.coder import Band, Coder
 from bitwright.errors import BadRequest
 from bitwright.grids.base import Grid
 from bitwright.grids.integer import Integer
+from bitwright.grids.offset import Offset
+from bitwright.grids.second_level import SecondLevel
 from bitwright.grids.table import Table
 from bitwright.grids.trit_planes import TritPlanes
 from bitwright.kernels import dispatch
@@ -64,7 +66,8 @@ def test_dynamic_groups_are_fitted_once_to_the_weights_as_compensated_so_far(pro
         assert torch.equal(decode(found).double(), Q)
 
 
-SCALAR = [Integer(4), Integer(9, True), Integer(256), Table("nf4"), Table("ternary"), TritPlanes(), TritPlanes(3)]
+OFFSETS = [Offset(4), Offset(16, scale=SecondLevel(64, 1), minimum=SecondLevel(64, 1, least=0))]
+SCALAR = [Integer(4), Integer(9, True), Integer(256), *OFFSETS, Table("nf4"), Table("ternary"), TritPlanes(), TritPlanes(3)]
 
 
 @pytest.mark.parametrize("rounding", [GPTQ(), GPTQ("natural", "dynamic"), QuantEase(iters=6), QuantEaseOutlier(0.02, 2)], ids=str)

@@ -8,6 +8,7 @@ from torch import Tensor
 from bitwright.coder import Coder
 from bitwright.grids.base import Grid
 from bitwright.grids.integer import Integer
+from bitwright.grids.offset import Offset
 from bitwright.grids.table import Table
 from bitwright.grids.trit_planes import TritPlanes
 from bitwright.kernels import dispatch
@@ -20,7 +21,7 @@ pytest.importorskip("triton")
 from bitwright.kernels.triton import sweep
 
 DEVICE = "cpu" if sweep.INTERPRETED else "cuda"
-GRIDS = [Integer(4), Integer(9, True), Table("nf4"), Table("ternary"), TritPlanes()]
+GRIDS = [Integer(4), Integer(9, True), Offset(4), Table("nf4"), Table("ternary"), TritPlanes()]
 
 
 def agrees(rounding: Rounding, W: Tensor, H: Tensor, coder: Coder) -> bool:
@@ -75,7 +76,7 @@ def test_ties_fall_as_in_the_reference():
             for name in ("reference", "triton"):
                 with dispatch.only(name):
                     found.append(dispatch.gptq_block(W, eye, coder, cols, [1] * len(cols))[0])
-            assert torch.equal(*found)
+            assert same(*map(coder.terms, found))
 
 
 def test_vectors_are_declined(problem):

@@ -80,9 +80,10 @@ def arrays(coder: Coder, cols: Ints[Tensor, "b"]) -> tuple[np.ndarray, ...]:
 def snap(x, table, g, kind, count):
     if kind == UNIFORM:
         scale, zero = table[g, 0], table[g, 1]
-        code = np.rint(x / scale) + zero
-        code = min(max(code, 0.0), count - 1.0)
-        return scale * (np.float32(code) - zero)
+        whole = np.rint(zero)  # a minimum need not be a multiple of the step: what is left over moves the decision points
+        step = np.rint(x / scale + (zero - whole))
+        step = min(max(step, -whole), count - 1.0 - whole)
+        return scale * (np.float32(step) - (zero - whole))
     best = table[g, 0]
     if kind == ASCENDING:
         for k in range(1, count):
@@ -107,7 +108,7 @@ def gptq_rows(W, E, U, table, kind, count, first, rows, across):
     for t in prange((out + TILE - 1) // TILE):
         start, here = t * TILE, min(TILE, out - t * TILE)
         w, e, v = np.zeros((b, TILE), W.dtype), np.zeros(TILE, W.dtype), np.zeros(TILE, np.float32)
-        scale, zero = np.ones(TILE, np.float32), np.zeros(TILE, np.float32)
+        scale, whole, rest = np.ones(TILE, np.float32), np.zeros(TILE, np.float32), np.zeros(TILE, np.float32)
         for l in range(here):
             for j in range(b):
                 w[j, l] = W[start + l, j]
@@ -116,10 +117,11 @@ def gptq_rows(W, E, U, table, kind, count, first, rows, across):
             if kind[j] == UNIFORM:
                 for l in range(here):
                     g = first[j] + (start + l) // rows[j] * across[j]
-                    scale[l], zero[l] = table[g, 0], table[g, 1]
+                    scale[l], whole[l] = table[g, 0], np.rint(table[g, 1])
+                    rest[l] = table[g, 1] - whole[l]
                 for l in range(TILE):
-                    code = np.rint(w[j, l] / scale[l]) + zero[l]
-                    v[l] = scale[l] * (np.float32(min(max(code, 0), top)) - zero[l])
+                    step = np.rint(w[j, l] / scale[l] + rest[l])
+                    v[l] = scale[l] * (np.float32(min(max(step, -whole[l]), top - whole[l])) - rest[l])
             else:
                 for l in range(here):
                     g = first[j] + (start + l) // rows[j] * across[j]

@@ -204,9 +204,11 @@ def column(rows, table, entry, most: constexpr):
 def nearest(x, kind, levels, start, scale, zero, most: constexpr):
     """The nearest point to the x of each row."""
     if kind == UNIFORM:
-        steps = tl.minimum(tl.maximum(divide(x, scale.to(x.dtype)), -zero), levels - 1 - zero)
         beyond: constexpr = 1.5 * 2**23 if x.dtype == tl.float32 else 1.5 * 2**52  # so large that sums there are whole, ties even
-        point = scale * ((steps + beyond) - beyond).to(tl.float32)
+        whole = (zero.to(x.dtype) + beyond) - beyond
+        rest = zero - whole  # a minimum need not be a multiple of the step: what is left over moves the decision points
+        steps = tl.minimum(tl.maximum(divide(x, scale.to(x.dtype)) + rest, -whole), levels - 1 - whole)
+        point = scale * (((steps + beyond) - beyond) - rest).to(tl.float32)
     else:
         k = tl.arange(0, triton.next_power_of_2(most))[None]
         points = tl.load(start[:, None] + k, mask=k < levels, other=float("inf"))
