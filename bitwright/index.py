@@ -60,6 +60,7 @@ PARTS: dict[str, dict[str, str]] = {
         "native": "bitwright.export.native:Native",
         "compressed-tensors": "bitwright.export.compressed_tensors.directory:CompressedTensors",
         "onnx": "bitwright.export.onnx.directory:Onnx",
+        "openvino": "bitwright.export.openvino.directory:Openvino",
     },
     "rules": {
         "rule": "bitwright.recipe:Rule",

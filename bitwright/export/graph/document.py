@@ -30,10 +30,11 @@ KINDS = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16",
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A tensor of a file: type by name, shape, and its bytes when they are asked for."""
+    """A tensor of a file: type by name, shape, how many bytes there are, and these when they are asked for."""
 
     kind: str
     shape: tuple[int, ...]
+    size: int
     data: Callable[[], bytes]
 
     def bytes(self) -> Tensor:
@@ -57,6 +58,12 @@ def matrices(model: Model, style: Style) -> dict[str, Matrix]:
     """Assumes that `refusal` is None."""
     found = {name: matrix(metas, style) for name, metas in model.metas.items()}
     return {name: m for name, m in found.items() if isinstance(m, Matrix)}
+
+
+def widened(matrices: Mapping[str, Matrix]) -> list[str]:
+    """Remarks on codes that take more bits here than they need."""
+    wide = sorted({(m.levels, m.bits) for m in matrices.values() if m.kind != "float8" and m.levels <= 2 ** (m.bits - 1)})
+    return [f"codes of {levels} levels take {bits} bits in this file" for levels, bits in wide]
 
 
 def text(model: Model, style: Style) -> str:
@@ -103,7 +110,7 @@ def opened(written: str, tensors: Mapping[str, Stored], path: Path) -> Opened:
 
 def entry(tensors: Mapping[str, Stored], name: str, site: str | None, wanted: tuple[str, tuple[int, ...]], path: Path) -> Entry:
     one, (kind, shape) = tensors.get(name), wanted
-    if one is None or (one.kind, one.shape) != wanted or len(one.data()) != size(kind, shape):
+    if one is None or (one.kind, one.shape) != wanted or one.size != size(kind, shape):
         raise BadRequest(f"{name} in {path} is not {kind} of {list(shape)} as it should be; the file is damaged, export it again.")
     return Entry(name, site, kind, shape, size(kind, shape))
 

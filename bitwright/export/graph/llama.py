@@ -16,6 +16,7 @@ from bitwright.errors import BadRequest
 from bitwright.export.base import Model
 from bitwright.terms.base import Json
 
+PARTS = (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))
 ROPES = ("default", "linear", "llama3", "yarn")  # frequencies that do not depend on the length of the text
 
 
@@ -46,9 +47,27 @@ def refusal(model: Model) -> str | None:
         return f"its graph computes silu, not {config['hidden_act']!r}; write the native format"
     if (kind := rope(config)) not in ROPES:
         return f"rotary frequencies of the kind {kind!r} change with the length, which no graph holds; write the native format"
-    if "model.embed_tokens" in model.metas:
+    if model.tied_head or "model.embed_tokens" in model.metas:
         return "its graph looks up embeddings as they were, and these are compressed; compress without --head"
+    if lacking := sorted(reads(model) - set(model.kept) - {f"{name}.weight" for name in model.metas}):
+        return f"the model lacks the tensor {lacking[0]}; download it again"
     return None
+
+
+def reads(model: Model) -> set[str]:
+    """Names of the tensors that the graph reads, coded ones as `<site>.weight`."""
+    blocks = [f"model.layers.{i}" for i in range(configuration(model).num_hidden_layers)]
+    linears = {f"{block}.{part}" for block in blocks for part in PARTS} | {head_of(model)}
+    biases = {f"{name}.bias" for name in linears} & set(model.kept)
+    norms = {f"{block}.{part}.weight" for block in blocks for part in ("input_layernorm", "post_attention_layernorm")}
+    return {"model.embed_tokens.weight", "model.norm.weight", *(f"{name}.weight" for name in linears), *norms, *biases}
+
+
+def configuration(model: Model) -> Any:
+    """As transformers completes it."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**model.config)
 
 
 def rope(config: Mapping[str, Json]) -> str:
@@ -66,9 +85,7 @@ def head_of(model: Model) -> str:
 
 def logits(e: Emitter, model: Model, ids: Any) -> Any:
     """The whole model on token ids. Raises BadRequest where a tensor is missing."""
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.for_model(**model.config)
+    config = configuration(model)
     one = e.constant(1, np.int64)
     length = e.apply("Gather", e.apply("Shape", ids), one, axis=0)
     places = e.apply("Range", e.constant(0, np.int64), length, one)

@@ -35,15 +35,13 @@ class Onnx:
 
     def remarks(self, model: Model) -> list[str]:
         found = ["the ONNX graph computes all tokens on every call (no cache of keys and values yet)"]
-        matrices = document.matrices(model, self.style).values()
-        if any(m.style == "qdq" and m.kind != "float8" for m in matrices):
+        matrices = document.matrices(model, self.style)
+        if any(m.style == "qdq" and m.kind != "float8" for m in matrices.values()):
             found.append(
                 "onnxruntime rounds the inputs of dequantized matrices to 8 bits unless the session option "
                 "session.qdq_matmulnbits_accuracy_level is 1"
             )
-        if wide := sorted({(m.levels, m.bits) for m in matrices if m.levels <= 2 ** (m.bits // 2)}):
-            found.append("; ".join(f"codes of {levels} levels take {bits} bits in this file" for levels, bits in wide))
-        return found
+        return found + document.widened(matrices)
 
     def bits(self, name: str, metas: Metas) -> int:
         found = matrix(metas, self.style)
@@ -90,7 +88,7 @@ class Onnx:
 
 
 def stored(proto: Any, kinds: dict[int, str]) -> document.Stored:
-    return document.Stored(kinds.get(proto.data_type, "another type"), tuple(proto.dims), lambda: proto.raw_data)
+    return document.Stored(kinds.get(proto.data_type, "another type"), tuple(proto.dims), len(proto.raw_data), lambda: proto.raw_data)
 
 
 def save(onnx: Any, proto: Any, source: Opened, out: Path, apart: bool) -> None:
