@@ -60,6 +60,7 @@ PARTS: dict[str, dict[str, str]] = {
         "native": "bitwright.export.native:Native",
         "compressed-tensors": "bitwright.export.compressed_tensors.directory:CompressedTensors",
         "onnx": "bitwright.export.onnx.directory:Onnx",
+        "onnx-qdq": "bitwright.export.onnx.qdq:OnnxQdq",
         "openvino": "bitwright.export.openvino.directory:Openvino",
     },
     "rules": {

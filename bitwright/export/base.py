@@ -83,7 +83,7 @@ class Format(Protocol):
         """What a user should know who serves it: which kernel takes which layers, and which layers none takes."""
 
     def bits(self, name: str, metas: Metas) -> int:
-        """Stored bits of one matrix in this format, all its tensors counted."""
+        """Stored bits of one matrix in this format, all its tensors counted. Raises BadRequest where it cannot hold the matrix."""
 
     def kept_bytes(self, name: str, kept: Kept) -> int:
         """Stored bytes of a tensor that is not compressed."""

@@ -36,7 +36,7 @@ class CompressedTensors:
         for name, metas in model.metas.items():
             one = scheme(metas)
             if isinstance(one, str):
-                return f"compressed-tensors cannot hold {name}: {one}, or write the native format."
+                return unheld(name, one)
             found[name] = one
         if apart := fused_apart(model, found):
             return f"{apart[0]} and {apart[1]} are loaded as one matrix but have different schemes; give them the same recipe."
@@ -47,7 +47,8 @@ class CompressedTensors:
 
     def bits(self, name: str, metas: Metas) -> int:
         one = scheme(metas)
-        assert isinstance(one, Scheme), one
+        if isinstance(one, str):  # plans ask for the price before anybody asks for a refusal
+            raise BadRequest(unheld(name, one))
         return 8 * sum(dtype.itemsize * prod(shape) for shape, dtype in fields.spec(metas[0], one.format).values())
 
     def kept_bytes(self, name: str, kept: Kept) -> int:
@@ -91,6 +92,10 @@ class CompressedTensors:
 
         model = Model(files.plain(), metas, kept)
         return Opened(model, terms, files.tensor, Entry.list(files.kept, metas), files.companions(), files.document())
+
+
+def unheld(name: str, why: str) -> str:
+    return f"compressed-tensors cannot hold {name}: {why}, or write the native format."
 
 
 def schemes_of(model: Model) -> dict[str, Scheme]:

@@ -47,11 +47,23 @@ def refusal(model: Model, style: Style, title: str) -> str | None:
         return f"{title} cannot hold this model: {why}."
     for name, metas in model.metas.items():
         if isinstance(found := matrix(metas, style), str):
-            return f"{title} cannot hold {name}: {found}, or write the native format."
+            return unheld(name, found, title)
     for name, (_, dtype) in model.kept.items():
         if str(dtype).removeprefix("torch.") not in KINDS:
             return f"{title} has no place for {name}, which is of {dtype}; write the native format."
     return None
+
+
+def unheld(name: str, why: str, title: str) -> str:
+    return f"{title} cannot hold {name}: {why}, or write the native format."
+
+
+def bits(name: str, metas: Metas, style: Style, title: str) -> int:
+    """Stored bits of a matrix. Raises BadRequest where there is no place for it: plans ask for the price first."""
+    found = matrix(metas, style)
+    if isinstance(found, str):
+        raise BadRequest(unheld(name, found, title))
+    return 8 * found.bytes()
 
 
 def matrices(model: Model, style: Style) -> dict[str, Matrix]:

@@ -4,11 +4,12 @@
 
 `input_ids` [batch, sequence] in, `logits` [batch, sequence, vocabulary] in fp32 out. All tokens are computed on every call: there
 is no cache of keys and values yet, so this is for scoring text and for checking, not for fast generation. There is no attention
-mask either: rows of one batch are of one length, or padded on the right, where a causal model does not look.
+mask either: rows of one batch are of one length, or padded on the right, where a causal model does not look. A row has at most
+`max_position_embeddings` tokens.
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,9 +18,11 @@ from bitwright.export.base import Model
 from bitwright.terms.base import Json
 
 PARTS = (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))
+STEP = 64  # of the coarse table of places
 ROPES = ("default", "linear", "llama3", "yarn")  # frequencies that do not depend on the length of the text
 
 
+@runtime_checkable
 class Emitter(Protocol):
     """Writes operators. Values are the format's own; `apply` takes the names that ONNX gives to its operators."""
 
@@ -103,20 +106,34 @@ def logits(e: Emitter, model: Model, ids: Any) -> Any:
 
 
 def rotary(e: Emitter, config: Any, places: Any) -> tuple[Any, Any]:
-    """Cosines and signed sines [sequence, head] of every place, with frequencies as transformers computes them."""
+    """Cosines and signed sines [sequence, head] of every place, with frequencies as transformers computes them.
+
+    An angle f p is a product of hundreds with a small number, and engines that compute in bfloat16 would round p to 8 bits. So
+    nothing is computed that needs more: the graph looks up p = 64 a + b in two short tables and adds the two angles.
+    """
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     made = LlamaRotaryEmbedding(config)
-    half = made.inv_freq.float().numpy()
+    half = made.inv_freq.double().numpy()
     if 2 * len(half) != head_dim(config):
         raise BadRequest("The rotary embedding turns a part of each head only, which this graph does not; write the native format.")
-    column = e.apply("Unsqueeze", e.apply("Cast", places, to=np.float32), e.constant([1], np.int64))
-    angles = e.apply("Mul", column, e.constant(np.concatenate([half, half])[None], np.float32))
-    grown = float(made.attention_scaling)
-    signs = np.repeat(np.array([-grown, grown]), len(half))[None]  # of the halves that change places
+    both, grown = np.concatenate([half, half]), float(made.attention_scaling)
+    coarse = STEP * np.arange(-(-config.max_position_embeddings // STEP))[:, None] * both
+    fine = np.arange(STEP)[:, None] * both
+    step = e.constant(STEP, np.int64)
+    above = e.apply("Div", places, step)
+    below = e.apply("Sub", places, e.apply("Mul", above, step))
+
+    def read(table: Any, at: Any) -> Any:
+        return e.apply("Gather", e.constant(table, np.float32), at, axis=0)
+
+    cos, sin = (read(grown * f(coarse), above) for f in (np.cos, np.sin))
+    cos_below, sin_below = (read(f(fine), below) for f in (np.cos, np.sin))
+    signs = np.repeat(np.array([-1.0, 1.0]), len(half))[None]  # of the halves that change places
+    turned = e.apply("Add", e.apply("Mul", sin, cos_below), e.apply("Mul", cos, sin_below))
     return (
-        e.apply("Mul", e.apply("Cos", angles), e.constant(grown, np.float32)),
-        e.apply("Mul", e.apply("Sin", angles), e.constant(signs, np.float32)),
+        e.apply("Sub", e.apply("Mul", cos, cos_below), e.apply("Mul", sin, sin_below)),
+        e.apply("Mul", turned, e.constant(signs, np.float32)),
     )
 
 

@@ -15,7 +15,6 @@ from bitwright.errors import BadRequest, writing
 from bitwright.export.base import Kept, Metas, Model, Opened, bytes_of
 from bitwright.export.graph import document, llama
 from bitwright.export.graph.libraries import library
-from bitwright.export.graph.matrix import Matrix, matrix
 from bitwright.export.onnx.emitter import IR, NAMES, OPSET, OnnxEmitter
 from bitwright.progress import Progress
 
@@ -44,9 +43,7 @@ class Onnx:
         return found + document.widened(matrices)
 
     def bits(self, name: str, metas: Metas) -> int:
-        found = matrix(metas, self.style)
-        assert isinstance(found, Matrix), found
-        return 8 * found.bytes()
+        return document.bits(name, metas, self.style, "ONNX")
 
     def kept_bytes(self, name: str, kept: Kept) -> int:
         return document.bytes_of(kept)
@@ -81,14 +78,18 @@ class Onnx:
         except Exception as error:  # of protobuf, of the checker, of the disk
             raise BadRequest(f"{path} is truncated or damaged ({type(error).__name__}); export it again.") from None
         if document.KEY not in found:
-            raise BadRequest(f"{path} was not written by bitwright, and other graphs are not read; give the model it was made from.")
+            raise BadRequest(
+                f"{path} was not written by bitwright, and other graphs are not read; give the model it was made from."
+            )
         kinds = {getattr(onnx.TensorProto, named): kind for kind, named in NAMES.items()}
         tensors = {t.name: stored(t, kinds) for t in proto.graph.initializer}
         return document.opened(found[document.KEY], tensors, path)
 
 
 def stored(proto: Any, kinds: dict[int, str]) -> document.Stored:
-    return document.Stored(kinds.get(proto.data_type, "another type"), tuple(proto.dims), len(proto.raw_data), lambda: proto.raw_data)
+    return document.Stored(
+        kinds.get(proto.data_type, "another type"), tuple(proto.dims), len(proto.raw_data), lambda: proto.raw_data
+    )
 
 
 def save(onnx: Any, proto: Any, source: Opened, out: Path, apart: bool) -> None:

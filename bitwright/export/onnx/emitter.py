@@ -29,7 +29,7 @@ class OnnxEmitter:
         self.source, self.matrices, self.accuracy = source, matrices, accuracy
         self.nodes: list[Any] = []
         self.initializers: dict[str, Any] = {}
-        self.made: dict[str, str] = {}  # what is emitted once and read many times
+        self.made: dict[Any, str] = {}  # what is emitted once and read many times
 
     def node(self, op: str, inputs: list[str], domain: str = "", **attributes: Any) -> str:
         out = f"{op}_{len(self.nodes)}"
@@ -38,7 +38,7 @@ class OnnxEmitter:
 
     def constant(self, values: Any, kind: type) -> str:
         array = np.asarray(values, dtype=kind)
-        key = f"{array.dtype}{array.shape}{array.tobytes()!r}"
+        key = array.dtype, array.shape, array.tobytes()
         if key not in self.made:
             self.made[key] = self.node("Constant", [], value=self.onnx.numpy_helper.from_array(array))
         return self.made[key]
@@ -89,6 +89,4 @@ class OnnxEmitter:
         return self.node("MatMul", [x, self.node("DequantizeLinear", [parts["codes"], scale, *zero], **layout)])
 
     def apply(self, op: str, *inputs: str, **attributes: Any) -> str:
-        if "to" in attributes:
-            attributes["to"] = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(attributes["to"]))
         return self.node(op, list(inputs), **attributes)

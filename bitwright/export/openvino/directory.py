@@ -2,9 +2,10 @@
 
 The graph is built with OpenVINO's operators and not converted from our ONNX: that keeps every constant in the type and under the
 name that it is stored with, so the file is as small as the ledger says and reads back to terms, and no importer stands between.
-Integers of 4 and 8 bits and FP8; codes of 2 bits take 4, since the CPU plugin of 2026.4 fails on u2 with its default of rounding
-inputs to 8 bits. That default, and bfloat16 where the processor has it, are the engine's: INFERENCE_PRECISION_HINT f32 and
-DYNAMIC_QUANTIZATION_GROUP_SIZE 0 compute what was judged. No cache of keys and values yet: see graph/llama.py.
+Integers of 4 and 8 bits and FP8; codes of 2 bits take 4, since the CPU plugin of 2026.4 fails on u2 where it rounds inputs to 8
+bits. That rounding is the engine's default and the file asks for none (DYNAMIC_QUANTIZATION_GROUP_SIZE 0; who sets another gets
+it). Where the processor has bfloat16 the engine computes in it, until INFERENCE_PRECISION_HINT is f32; the file cannot ask for
+that. No cache of keys and values yet: see graph/llama.py.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from bitwright.errors import BadRequest, writing
 from bitwright.export.base import Kept, Metas, Model, Opened
 from bitwright.export.graph import document, llama
 from bitwright.export.graph.libraries import library
-from bitwright.export.graph.matrix import Matrix, matrix
 from bitwright.export.openvino.emitter import TYPES, OpenvinoEmitter
 from bitwright.progress import Progress
 
@@ -34,15 +34,12 @@ class Openvino:
     def remarks(self, model: Model) -> list[str]:
         return [
             "the OpenVINO graph computes all tokens on every call (no cache of keys and values yet)",
-            "OpenVINO's CPU plugin rounds inputs to 8 bits or bfloat16 unless INFERENCE_PRECISION_HINT is f32 and "
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE is 0",
+            "OpenVINO computes in bfloat16 where the processor has it, unless INFERENCE_PRECISION_HINT is f32",
             *document.widened(document.matrices(model, "openvino")),
         ]
 
     def bits(self, name: str, metas: Metas) -> int:
-        found = matrix(metas, "openvino")
-        assert isinstance(found, Matrix), found
-        return 8 * found.bytes()
+        return document.bits(name, metas, "openvino", "OpenVINO")
 
     def kept_bytes(self, name: str, kept: Kept) -> int:
         return document.bytes_of(kept)
@@ -56,6 +53,7 @@ class Openvino:
         result.output(0).set_names({"logits"})
         made = ov.Model([result], [ids], "llama")
         made.set_rt_info(document.text(model, "openvino"), [document.KEY])
+        made.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
         progress("writing", len(model.metas), len(model.metas))
         with writing(out):
             ov.save_model(made, out / f"partial.{FILE}", compress_to_fp16=False)
@@ -74,7 +72,9 @@ class Openvino:
         except Exception as error:  # of the library, whatever is wrong
             raise BadRequest(f"{path} or its .bin is truncated or damaged ({type(error).__name__}); export it again.") from None
         if not model.has_rt_info([document.KEY]):
-            raise BadRequest(f"{path} was not written by bitwright, and other graphs are not read; give the model it was made from.")
+            raise BadRequest(
+                f"{path} was not written by bitwright, and other graphs are not read; give the model it was made from."
+            )
         kinds = {getattr(ov.Type, theirs): ours for ours, theirs in TYPES.items()}
         found = {op.get_friendly_name(): op for op in model.get_ops() if op.get_type_name() == "Constant"}
         tensors = {name: stored(op, kinds) for name, op in found.items()}

@@ -76,13 +76,12 @@ class OpenvinoEmitter:
     def operators(self) -> dict[str, Callable[..., Any]]:
         op, number = self.op, self.constant
         return {
-            "Add": op.add, "Mul": op.multiply, "Div": op.divide, "Sqrt": op.sqrt, "Sin": op.sin, "Cos": op.cos,
+            "Add": op.add, "Sub": op.subtract, "Mul": op.multiply, "Div": op.divide, "Sqrt": op.sqrt,
             "Sigmoid": op.sigmoid, "Greater": op.greater, "Where": op.select, "Unsqueeze": op.unsqueeze,
             "MatMul": lambda x, y: op.matmul(x, y, False, False),
             "Gather": lambda x, at, axis: op.gather(x, at, number(axis, np.int64)),
             "Shape": lambda x: op.shape_of(x, "i64"),
             "Range": lambda start, stop, step: op.range(start, stop, step, "i64"),
-            "Cast": lambda x, to: op.convert(x, to),
             "Reshape": lambda x, shape: op.reshape(x, shape, True),  # zero: as it was
             "Transpose": lambda x, perm: op.transpose(x, number(perm, np.int64)),
             "Softmax": lambda x, axis: op.softmax(x, axis),

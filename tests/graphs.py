@@ -1,0 +1,80 @@
+"""What the tests of graph formats share: models in native form, and how far two sets of logits are apart."""
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import bitwright
+from bitwright.export.base import Format, Opened, export
+from bitwright.export.native import Native
+from bitwright.grids.integer import Integer
+from bitwright.grids.scales import Float
+from bitwright.grids.table import Table
+from bitwright.layout import Layout
+from bitwright.progress import silent
+from bitwright.recipe import Recipe
+from bitwright.rounding.nearest import Nearest
+
+
+def recipe(grid: Any, group: int | None | str, **more: Any) -> Recipe:
+    layout = Layout(None, None) if group == "tensor" else Layout(1, group)  # type: ignore[arg-type]
+    return Recipe(grid, layout, Nearest(), name="graph", **more)
+
+
+RECIPES = {
+    "4 bits, groups of 32": recipe(Integer(16, True), 32),
+    "4 bits, groups of 64, zeros": recipe(Integer(16), 64),
+    "4 bits, groups of 128, zeros": recipe(Integer(16, scale=Float("bfloat16")), 128),
+    "8 bits, channels": recipe(Integer(256, True), None),
+}
+CASES = {
+    **RECIPES,
+    "2 bits, zeros": recipe(Integer(4), 32),
+    "9 levels": recipe(Integer(9, True), 16),
+    "5 levels, zeros, few groups": recipe(Integer(5), 96),
+    "8 bits, zeros, channels": recipe(Integer(256, scale=Float("float32")), None),
+    "8 bits, zeros, groups": recipe(Integer(200), 32),
+    "4 bits, tensor": recipe(Integer(16), "tensor"),
+    "4 bits, symmetric tensor": recipe(Integer(15, True), "tensor"),
+    "4 bits, odd groups": recipe(Integer(16), 8),
+    "FP8, channels": recipe(Table("e4m3"), None),
+    "FP8, groups": recipe(Table("e4m3", scale=Float("float32")), 32),
+}
+
+
+@functools.cache
+def made(model: str, name: str) -> Path:
+    """A model compressed by one of the recipes, natively."""
+    out = Path(tempfile.mkdtemp())
+    bitwright.compress(model, CASES[name], out=out / "native")
+    return out / "native"
+
+
+def written(model: str, name: str, form: Format, out: Path) -> tuple[Opened, Opened]:
+    """The native model and its export, which was read back and compared."""
+    source = Native().open(made(model, name))
+    export(source, form, out, silent)
+    return source, form.open(out)
+
+
+@functools.cache
+def text() -> Tensor:
+    """Two rows of code and prose in the tokens of zoo:lm."""
+    return bitwright.calibration("zoo:lm", samples=2, length=96).ids
+
+
+def logits(directory: Path, ids: Tensor) -> Tensor:
+    """As bitwright computes them."""
+    with torch.no_grad():
+        found: Tensor = bitwright.load(directory)(ids).logits
+    return found
+
+
+def apart(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """Largest difference, and mean KL divergence."""
+    p, q = torch.log_softmax(one.double(), -1), torch.log_softmax(other.double(), -1)
+    return float((one - other).abs().max()), float((p.exp() * (p - q)).sum(-1).mean())
