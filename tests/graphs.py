@@ -3,12 +3,15 @@
 import functools
 import tempfile
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 import bitwright
+from bitwright import zoo
 from bitwright.export.base import Format, Opened, export
 from bitwright.export.native import Native
 from bitwright.grids.integer import Integer
@@ -20,7 +23,7 @@ from bitwright.recipe import Recipe
 from bitwright.rounding.nearest import Nearest
 
 
-def recipe(grid: Any, group: int | None | str, **more: Any) -> Recipe:
+def recipe(grid: Any, group: int | str | None, **more: Any) -> Recipe:
     layout = Layout(None, None) if group == "tensor" else Layout(1, group)  # type: ignore[arg-type]
     return Recipe(grid, layout, Nearest(), name="graph", **more)
 
@@ -63,8 +66,9 @@ def written(model: str, name: str, form: Format, out: Path) -> tuple[Opened, Ope
 
 @functools.cache
 def text() -> Tensor:
-    """Two rows of code and prose in the tokens of zoo:lm."""
-    return bitwright.calibration("zoo:lm", samples=2, length=96).ids
+    """Two rows of prose in the tokens of zoo:lm."""
+    words = AutoTokenizer.from_pretrained(zoo.path("lm"))(topics["lambda"] + topics["lists"] + topics["naming"])["input_ids"]
+    return torch.tensor(words[:192]).view(2, -1)
 
 
 def logits(directory: Path, ids: Tensor) -> Tensor:

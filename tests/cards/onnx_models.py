@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from graphs import CASES, RECIPES, apart, logits, made, recipe, text, written
 from torch import Tensor
 
 import bitwright
@@ -25,7 +26,6 @@ from bitwright.layout import Layout
 from bitwright.ledger import ledger
 from bitwright.progress import silent
 from bitwright.recipe import Rule
-from graphs import CASES, RECIPES, apart, logits, made, recipe, text, written
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -122,9 +122,8 @@ def test_convert_there_and_back(tmp_path: Path, tiny_llama: Any) -> None:
     native = made(str(tiny_llama()), "9 levels")
     for to, of in (("onnx", native), ("onnx-qdq", tmp_path / "onnx"), ("native", tmp_path / "onnx-qdq")):
         convert(of, to, tmp_path / to)
-        assert json.loads((tmp_path / to / "bitwright.json").read_text())["report"]["bytes"] == sum(
-            e.bytes for e in ledger(tmp_path / to)
-        )
+        told = json.loads((tmp_path / to / "bitwright.json").read_text())
+        assert told["report"]["bytes"] == sum(e.bytes for e in ledger(tmp_path / to))
     verify(Native().open(native), Native().open(tmp_path / "native"), silent)
     assert isinstance(format_of(tmp_path / "onnx"), Onnx) and isinstance(format_of(tmp_path / "onnx" / FILE), Onnx)
 
@@ -183,7 +182,7 @@ def test_files_of_others_and_damaged_ones_are_refused(tmp_path: Path, tiny_llama
     path, whole = tmp_path / FILE, (tmp_path / FILE).read_bytes()
     for cut in (1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        with pytest.raises(BadRequest, match="damaged|not written by"):
+        with pytest.raises(BadRequest, match=r"damaged|not written by"):
             Onnx().open(tmp_path)
     proto = onnx.load_from_string(whole)
     shorter = onnx.ModelProto.FromString(whole)

@@ -83,10 +83,10 @@ def matrix(metas: Metas, style: Style) -> Matrix | str:
         return f"scales of blocks of {rows} x {cols} have no operator; use groups along the input, channels or the whole matrix"
     whole = isinstance(grid, Integer) and grid.levels <= 256
     if not (whole or (isinstance(grid, Table) and grid.table == "e4m3")):
-        kind = getattr(grid, "table", None) or index.name_of(type(grid))
+        kind = getattr(grid, "table", None) or index.name_of(grid.__class__)
         return f"its operators hold integers of at most 8 bits and FP8, not {kind!r} of {grid.levels} levels; use one of these"
     if not isinstance(grid.scale, Float):
-        return f"its scales are floats, not {index.name_of(type(grid.scale))!r}; use float scales"
+        return f"its scales are floats, not {index.name_of(grid.scale.__class__)!r}; use float scales"
     if whole and style == "matmulnbits" and down == out and cols in BLOCKS:
         widths: tuple[int, ...] = (2, 4, 8)
     else:

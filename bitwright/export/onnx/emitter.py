@@ -37,7 +37,7 @@ class OnnxEmitter:
         return out
 
     def constant(self, values: Any, kind: type) -> str:
-        array = np.asarray(values, dtype=kind)
+        array: Any = np.asarray(values, dtype=kind)
         key = array.dtype, array.shape, array.tobytes()
         if key not in self.made:
             self.made[key] = self.node("Constant", [], value=self.onnx.numpy_helper.from_array(array))
@@ -83,9 +83,9 @@ class OnnxEmitter:
         scale = self.fp32(parts["scale"])
         zero = [parts["zero"]] if "zero" in parts else []
         if m.style == "matmulnbits":
-            told = {"K": m.inp, "N": m.out, "bits": m.bits, "block_size": m.group, "accuracy_level": self.accuracy}
+            told: dict[str, Any] = {"K": m.inp, "N": m.out, "bits": m.bits, "block_size": m.group, "accuracy_level": self.accuracy}
             return self.node("MatMulNBits", [x, parts["codes"], scale, *zero], "com.microsoft", **told)
-        layout = {"axis": 0, "block_size": m.group} if m.across > 1 else {"axis": 1} if m.down > 1 else {}
+        layout: dict[str, Any] = {"axis": 0, "block_size": m.group} if m.across > 1 else {"axis": 1} if m.down > 1 else {}
         return self.node("MatMul", [x, self.node("DequantizeLinear", [parts["codes"], scale, *zero], **layout)])
 
     def apply(self, op: str, *inputs: str, **attributes: Any) -> str:

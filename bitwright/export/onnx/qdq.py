@@ -1,4 +1,4 @@
-"""ONNX with standard operators only: every compressed matrix is dequantized by DequantizeLinear, which any engine of opset 21 reads."""
+"""ONNX with standard operators only: DequantizeLinear gives every compressed matrix, as any engine of opset 21 can."""
 
 from dataclasses import dataclass
 from pathlib import Path
