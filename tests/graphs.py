@@ -19,7 +19,7 @@ from bitwright.grids.scales import Float
 from bitwright.grids.table import Table
 from bitwright.layout import Layout
 from bitwright.progress import silent
-from bitwright.recipe import Recipe
+from bitwright.recipe import Recipe, Rule
 from bitwright.rounding.nearest import Nearest
 
 
@@ -47,13 +47,30 @@ CASES = {
     "FP8, channels": recipe(Table("e4m3"), None),
     "FP8, groups": recipe(Table("e4m3", scale=Float("float32")), 32),
 }
+SITES = [
+    f"model.layers.{i}.{part}"
+    for i in range(2)
+    for part in (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))
+]
+WIDE = {"hidden_size": 128, "intermediate_size": 96}  # of a model that has room for them
+
+
+def mixed(by: int) -> Recipe:
+    """Every case in one model of two blocks, one a matrix, moved on by some places."""
+    turned = list(CASES.values())[by:] + list(CASES.values())[:by]
+    return recipe(
+        Integer(16), 32, rules=tuple(Rule(site, grid=r.grid, layout=r.layout) for site, r in zip(SITES, turned, strict=True))
+    )
+
+
+CASES_AND_MIXED = CASES | {"mixed": mixed(0), "mixed otherwise": mixed(5)}
 
 
 @functools.cache
 def made(model: str, name: str) -> Path:
     """A model compressed by one of the recipes, natively."""
     out = Path(tempfile.mkdtemp())
-    bitwright.compress(model, CASES[name], out=out / "native")
+    bitwright.compress(model, CASES_AND_MIXED[name], out=out / "native")
     return out / "native"
 
 
