@@ -1,6 +1,7 @@
 """Card formats: ONNX. onnxruntime runs what we write and agrees with what we judge; the file reads back to the same terms."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any]]] = {
     "blocks of 8 x 8": (bitwright.Recipe(Integer(16), Layout(8, 8), CASES["9 levels"].rounding, name="graph"), {}),
     "without --head": (recipe(Integer(16), 32, head=True), {"tie_word_embeddings": True}),
     "'gelu'": (recipe(Integer(16), 32), {"hidden_act": "gelu"}),
+    "turns whole heads": (recipe(Integer(16), 32), {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
     "'dynamic'": (recipe(Integer(16), 32), {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
 }
 
@@ -166,6 +168,16 @@ def test_what_it_cannot_hold_is_refused_before_the_work(words: str, form: str, t
     with pytest.raises(BadRequest, match=words) as caught:
         bitwright.compress(tiny_llama(**changes), what, out=tmp_path / "out", form=form)
     assert str(caught.value).count(". ") == 0 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_a_library_that_is_not_there_is_named_before_the_work(
+    form: str, tmp_path: Path, tiny_llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, form, None)
+    with pytest.raises(BadRequest, match=rf"library {form}; pip install 'bitwright\[export\]'"):
+        bitwright.compress(tiny_llama(), CASES["9 levels"], out=tmp_path / "out", form=form)
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_architectures_are_refused(tiny_llama: Any) -> None:

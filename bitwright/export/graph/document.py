@@ -72,6 +72,12 @@ def matrices(model: Model, style: Style) -> dict[str, Matrix]:
     return {name: m for name, m in found.items() if isinstance(m, Matrix)}
 
 
+def limits(model: Model, title: str) -> list[str]:
+    """Remarks on what the graph does not do."""
+    most = llama.configuration(model).max_position_embeddings
+    return [f"the {title} graph computes all tokens on every call (no cache of keys and values yet), {most} at most"]
+
+
 def widened(matrices: Mapping[str, Matrix]) -> list[str]:
     """Remarks on codes that take more bits here than they need."""
     wide = sorted({(m.levels, m.bits) for m in matrices.values() if m.kind != "float8" and m.levels <= 2 ** (m.bits - 1)})

@@ -7,8 +7,21 @@ from bitwright.errors import BadRequest
 
 
 def library(name: str) -> Any:
+    """Raises BadRequest where it is not installed."""
     try:
         return import_module(name)
     except ImportError:
-        missing = name.partition(".")[0]
-        raise BadRequest(f"This format needs the library {missing}; pip install 'bitwright[export]'.") from None
+        raise BadRequest(missing(name)) from None
+
+
+def lacking(name: str) -> str | None:
+    """Why a format cannot be written here; None where its library is installed."""
+    try:
+        import_module(name)
+    except ImportError:
+        return missing(name)
+    return None
+
+
+def missing(name: str) -> str:
+    return f"This format needs the library {name.partition('.')[0]}; pip install 'bitwright[export]'."

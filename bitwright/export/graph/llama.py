@@ -13,7 +13,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from bitwright.errors import BadRequest
 from bitwright.export.base import Model
 from bitwright.terms.base import Json
 
@@ -30,7 +29,7 @@ class Emitter(Protocol):
         """A number, or an array of them, of the graph itself."""
 
     def kept(self, name: str) -> Any:
-        """A stored tensor in fp32. Raises BadRequest where the model has none of that name."""
+        """A stored tensor in fp32."""
 
     def rows(self, name: str, ids: Any) -> Any:
         """Rows of a stored tensor, in fp32."""
@@ -50,6 +49,8 @@ def refusal(model: Model) -> str | None:
         return f"its graph computes silu, not {config['hidden_act']!r}; write the native format"
     if (kind := rope(config)) not in ROPES:
         return f"rotary frequencies of the kind {kind!r} change with the length, which no graph holds; write the native format"
+    if any(place.get("partial_rotary_factor", 1) != 1 for place in (config, config.get("rope_parameters") or {})):
+        return "its graph turns whole heads, and this model a part of each; write the native format"
     if model.tied_head or "model.embed_tokens" in model.metas:
         return "its graph looks up embeddings as they were, and these are compressed; compress without --head"
     if lacking := sorted(reads(model) - set(model.kept) - {f"{name}.weight" for name in model.metas}):
@@ -87,7 +88,7 @@ def head_of(model: Model) -> str:
 
 
 def logits(e: Emitter, model: Model, ids: Any) -> Any:
-    """The whole model on token ids. Raises BadRequest where a tensor is missing."""
+    """The whole model on token ids. Assumes that `refusal` is None."""
     config = configuration(model)
     one = e.constant(1, np.int64)
     length = e.apply("Gather", e.apply("Shape", ids), one, axis=0)
@@ -115,8 +116,6 @@ def rotary(e: Emitter, config: Any, places: Any) -> tuple[Any, Any]:
 
     made = LlamaRotaryEmbedding(config)
     half = made.inv_freq.double().numpy()
-    if 2 * len(half) != head_dim(config):
-        raise BadRequest("The rotary embedding turns a part of each head only, which this graph does not; write the native format.")
     both, grown = np.concatenate([half, half]), float(made.attention_scaling)
     coarse = STEP * np.arange(-(-config.max_position_embeddings // STEP))[:, None] * both
     fine = np.arange(STEP)[:, None] * both

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from bitwright.errors import BadRequest, writing
 from bitwright.export.base import Kept, Metas, Model, Opened, bytes_of
 from bitwright.export.graph import document, llama
-from bitwright.export.graph.libraries import library
+from bitwright.export.graph.libraries import lacking, library
 from bitwright.export.onnx.emitter import IR, NAMES, OPSET, OnnxEmitter
 from bitwright.progress import Progress
 
@@ -30,10 +30,10 @@ class Onnx:
     accuracy: Literal[1, 4] = 1
 
     def refusal(self, model: Model) -> str | None:
-        return document.refusal(model, self.style, "ONNX")
+        return lacking("onnx") or document.refusal(model, self.style, "ONNX")
 
     def remarks(self, model: Model) -> list[str]:
-        found = ["the ONNX graph computes all tokens on every call (no cache of keys and values yet)"]
+        found = document.limits(model, "ONNX")
         matrices = document.matrices(model, self.style)
         if any(m.style == "qdq" and m.kind != "float8" for m in matrices.values()):
             found.append(

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from bitwright.errors import BadRequest
 from bitwright.export.base import Opened
 from bitwright.export.graph.libraries import library
 from bitwright.export.graph.matrix import Matrix, raw, store
@@ -50,8 +49,6 @@ class OnnxEmitter:
 
     def stored(self, name: str) -> str:
         """A kept tensor as it is."""
-        if name not in self.source.model.kept:
-            raise BadRequest(f"The model lacks the tensor {name}, which its graph reads; download it again.")
         if name not in self.initializers:
             shape, dtype = self.source.model.kept[name]
             self.store(name, str(dtype).removeprefix("torch."), shape, raw(self.source.tensor(name)))

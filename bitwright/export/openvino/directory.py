@@ -5,7 +5,8 @@ name that it is stored with, so the file is as small as the ledger says and read
 Integers of 4 and 8 bits and FP8; codes of 2 bits take 4, since the CPU plugin of 2026.4 fails on u2 where it rounds inputs to 8
 bits. That rounding is the engine's default and the file asks for none (DYNAMIC_QUANTIZATION_GROUP_SIZE 0; who sets another gets
 it). Where the processor has bfloat16 the engine computes in it, until INFERENCE_PRECISION_HINT is f32; the file cannot ask for
-that. No cache of keys and values yet: see graph/llama.py.
+that. Equal constants share their bytes in the .bin, which OpenVINO sees to; the ledger counts each of them. Beyond the longest row
+OpenVINO reads zeros without a word. No cache of keys and values yet: see graph/llama.py.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 from bitwright.errors import BadRequest, writing
 from bitwright.export.base import Kept, Metas, Model, Opened
 from bitwright.export.graph import document, llama
-from bitwright.export.graph.libraries import library
+from bitwright.export.graph.libraries import lacking, library
 from bitwright.export.openvino.emitter import TYPES, OpenvinoEmitter
 from bitwright.progress import Progress
 
@@ -27,13 +28,15 @@ class Openvino:
     """The format `openvino`."""
 
     def refusal(self, model: Model) -> str | None:
+        if why := lacking("openvino"):
+            return why
         if spare := sorted(set(model.kept) - llama.reads(model)) if llama.refusal(model) is None else []:
             return f"OpenVINO's file holds what its graph reads, and it does not read {spare[0]}; leave it out of the checkpoint."
         return document.refusal(model, "openvino", "OpenVINO")
 
     def remarks(self, model: Model) -> list[str]:
         return [
-            "the OpenVINO graph computes all tokens on every call (no cache of keys and values yet)",
+            *document.limits(model, "OpenVINO"),
             "OpenVINO computes in bfloat16 where the processor has it, unless INFERENCE_PRECISION_HINT is f32",
             *document.widened(document.matrices(model, "openvino")),
         ]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from bitwright.errors import BadRequest
 from bitwright.export.base import Opened
 from bitwright.export.graph.libraries import library
 from bitwright.export.graph.matrix import Matrix, raw, store
@@ -41,8 +40,6 @@ class OpenvinoEmitter:
         return found
 
     def stored(self, name: str) -> Any:
-        if name not in self.source.model.kept:
-            raise BadRequest(f"The model lacks the tensor {name}, which its graph reads; download it again.")
         if name in self.constants:
             return self.constants[name]
         shape, dtype = self.source.model.kept[name]
