@@ -1,6 +1,7 @@
 """Card formats: ONNX. onnxruntime runs what we write and agrees with what we judge; the file reads back to the same terms."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from graphs import CASES, RECIPES, WIDE, apart, logits, made, recipe, text, written
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import bitwright
@@ -117,6 +119,16 @@ def test_kept_matrices_and_compressed_heads_stand_side_by_side(tmp_path: Path, t
     assert "lm_head" in found.model.metas and "model.layers.0.mlp.up_proj.weight" in found.model.kept
     ids = torch.randint(0, 96, (2, 9))
     assert apart(logits(tmp_path / "native", ids), run(tmp_path / "onnx", ids))[0] < 1e-3
+
+
+def test_tensors_that_the_graph_does_not_read_stay_in_the_file(tmp_path: Path, tiny_llama: Any) -> None:
+    shutil.copytree(tiny_llama(), tmp_path / "old")
+    tensors = load_file(tmp_path / "old" / "model.safetensors")
+    spare = "model.layers.0.self_attn.rotary_emb.inv_freq"  # as old checkpoints have it
+    save_file(tensors | {spare: torch.arange(8.0)}, tmp_path / "old" / "model.safetensors", metadata={"format": "pt"})
+    bitwright.compress(tmp_path / "old", CASES["9 levels"], out=tmp_path / "out", form="onnx")
+    assert torch.equal(Onnx().open(tmp_path / "out").tensor(spare), torch.arange(8.0))
+    run(tmp_path / "out", torch.randint(0, 96, (1, 5)))
 
 
 def test_convert_there_and_back(tmp_path: Path, tiny_llama: Any) -> None:

@@ -126,6 +126,9 @@ def test_files_of_others_and_damaged_ones_are_refused(tmp_path: Path, tiny_llama
         (tmp_path / FILE).write_text(damaged)
         with pytest.raises(BadRequest, match=words):
             Openvino().open(tmp_path)
+    (tmp_path / FILE).write_bytes(whole.encode().replace(b"model.norm.weight", b"model.n\xa5rm.weight"))
+    with pytest.raises(BadRequest, match="damaged"):
+        Openvino().open(tmp_path)
     (tmp_path / FILE).write_text(whole)
     for cut in (0, 100, len(data) - 1):
         (tmp_path / DATA).write_bytes(data[:cut])

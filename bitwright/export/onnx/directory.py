@@ -24,7 +24,8 @@ APART = 1_500_000_000  # bytes from which on the weights have a file of their ow
 
 @dataclass(frozen=True)
 class Onnx:
-    """The format `onnx`. `accuracy`: 1 computes in fp32, 4 rounds inputs to 8 bits, which is faster and not what was judged."""
+    """The format `onnx`. `accuracy`: 1 computes in fp32, 4 rounds inputs to 8 bits, which is faster and not what was judged;
+    with 4, onnxruntime 1.32 is only right while its graph optimization is on."""
 
     style: Literal["matmulnbits", "qdq"] = "matmulnbits"
     accuracy: Literal[1, 4] = 1

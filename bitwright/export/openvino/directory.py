@@ -72,16 +72,16 @@ class Openvino:
         ov, path = library("openvino"), root if root.is_file() else root / FILE
         try:
             model = ov.Core().read_model(path)
+            told = model.get_rt_info([document.KEY]).astype(str) if model.has_rt_info([document.KEY]) else None
+            found = {op.get_friendly_name(): op for op in model.get_ops() if op.get_type_name() == "Constant"}
         except Exception as error:  # of the library, whatever is wrong
             raise BadRequest(f"{path} or its .bin is truncated or damaged ({type(error).__name__}); export it again.") from None
-        if not model.has_rt_info([document.KEY]):
+        if told is None:
             raise BadRequest(
                 f"{path} was not written by bitwright, and other graphs are not read; give the model it was made from."
             )
         kinds = {getattr(ov.Type, theirs): ours for ours, theirs in TYPES.items()}
-        found = {op.get_friendly_name(): op for op in model.get_ops() if op.get_type_name() == "Constant"}
-        tensors = {name: stored(op, kinds) for name, op in found.items()}
-        return document.opened(model.get_rt_info([document.KEY]).astype(str), tensors, path)
+        return document.opened(told, {name: stored(op, kinds) for name, op in found.items()}, path)
 
 
 def stored(op: Any, kinds: dict[Any, str]) -> document.Stored:
