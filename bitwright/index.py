@@ -84,6 +84,9 @@ FORMATS: dict[str, str] = {  # what `export` writes and opens
     "compressed-tensors": "bitwright.export.compressed_tensors.directory:CompressedTensors",
     "gptq": "bitwright.export.gptq:Gptq",
     "awq": "bitwright.export.awq:Awq",
+    "onnx": "bitwright.export.onnx.directory:Onnx",
+    "onnx-qdq": "bitwright.export.onnx.qdq:OnnxQdq",
+    "openvino": "bitwright.export.openvino.directory:Openvino",
 }
 
 WIRINGS: dict[str, str] = {  # config.model_type -> function from a config to a Wiring
