@@ -59,6 +59,7 @@ PARTS: dict[str, dict[str, str]] = {
     "formats": {
         "native": "bitwright.export.native:Native",
         "compressed-tensors": "bitwright.export.compressed_tensors.directory:CompressedTensors",
+        "gguf": "bitwright.export.gguf.model:Gguf",
     },
     "rules": {
         "rule": "bitwright.recipe:Rule",

@@ -139,7 +139,7 @@ class Job:
     def model(self) -> Model:
         """What the format must know, from the plan alone."""
         kept = {n: (self.source.shapes[n], self.source.dtypes[n]) for n in self.plan.kept}
-        return Model(self.plain_config(), {n: p.metas for n, p in self.plan.sites.items()}, kept, self.tied_head)
+        return Model(self.plain_config(), {n: p.metas for n, p in self.plan.sites.items()}, kept, self.tied_head, self.companions())
 
     def road(self, out: Path | None, stats: Path | None, batch: int, device: torch.device, progress: Progress) -> Road:
         """The work, ready to begin. Raises BadRequest where it cannot."""

@@ -28,12 +28,13 @@ Kept = tuple[tuple[int, ...], torch.dtype]  # shape and type of a tensor that is
 @dataclass(frozen=True, eq=False)
 class Model:
     """What a format must know of a model before a weight is read: its configuration (config.json as it was before compression),
-    the metas of every compressed matrix, and the tensors that stay as they are."""
+    the metas of every compressed matrix, the tensors that stay as they are, and the files that go with it (its tokenizer)."""
 
     config: Mapping[str, Json]
     metas: Mapping[str, Metas]
     kept: Mapping[str, Kept]
     tied_head: str | None = None  # name of an output head that reads the embedding's terms
+    companions: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)

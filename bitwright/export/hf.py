@@ -5,7 +5,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,13 +57,27 @@ class Files:
         return {key: value for key, value in self.config.items() if key != "quantization_config"}
 
     def companions(self) -> list[Path]:
-        kinds = {".json", ".txt", ".model", ".jinja"}
-        found = (p for p in self.root.iterdir() if p.name not in OURS and (p.suffix in kinds or p.name.startswith("LICENSE")))
-        return sorted(found)
+        return beside(self.root)
 
     def document(self) -> dict[str, Json]:
-        path = self.root / "bitwright.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return document(self.root)
+
+
+def beside(root: Path) -> list[Path]:
+    """Tokenizer, generation settings, licence."""
+    kinds = {".json", ".txt", ".model", ".jinja"}
+    return sorted(p for p in root.iterdir() if p.name not in OURS and (p.suffix in kinds or p.name.startswith("LICENSE")))
+
+
+def document(root: Path) -> dict[str, Json]:
+    path = root / "bitwright.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def copy(paths: Iterable[Path], out: Path) -> None:
+    with writing(out):
+        for path in paths:
+            shutil.copy(path, out / path.name)
 
 
 def configuration(root: Path) -> dict[str, Json]:

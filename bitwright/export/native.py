@@ -68,7 +68,7 @@ class Native:
                 for i, meta in enumerate(metas[site])
             )
 
-        model, entries = Model(plain, metas, kept, tied_head), Entry.list(files.kept, metas)
+        model, entries = Model(plain, metas, kept, tied_head, files.companions()), Entry.list(files.kept, metas)
         return Opened(model, terms, files.tensor, entries, files.companions(), files.document())
 
 

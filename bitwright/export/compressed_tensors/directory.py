@@ -89,7 +89,7 @@ class CompressedTensors:
                 raise BadRequest(f"{site} decodes to NaN or infinity; the file is damaged, download it again.")
             return (found,)
 
-        model = Model(files.plain(), metas, kept)
+        model = Model(files.plain(), metas, kept, companions=files.companions())
         return Opened(model, terms, files.tensor, Entry.list(files.kept, metas), files.companions(), files.document())
 
 
