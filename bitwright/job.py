@@ -92,7 +92,10 @@ def text_windows(model: str | Path, source: str, samples: int, length: int, spli
     try:
         tokenizer = AutoTokenizer.from_pretrained(root)
     except (OSError, ValueError) as error:
-        raise BadRequest(f"{model} has no tokenizer that transformers can read ({error}); add its tokenizer files.") from None
+        why = str(error).splitlines()[0].rstrip(".:")
+        raise BadRequest(
+            f"{model} has no tokenizer that transformers can read ({why}); add its tokenizer files, or evaluate --against its original."
+        ) from None
     return windows(tokenizer, source, samples=samples, length=length, split=split, seed=seed)
 
 
