@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from bitwright.grids.scales import read
@@ -45,7 +45,7 @@ def planes(term: Coded, widths: Widths) -> tuple[Plane, ...]:
     if grid.width > 1 or grid.levels > 256:
         raise NotImplementedError("its codes are vectors" if grid.width > 1 else "its codes have more than 8 bits")
 
-    def spread(leaf: Float[Tensor, "groups 1"]) -> Float[Tensor, "out g"]:
+    def spread(leaf: Shaped[Tensor, "groups 1"]) -> Shaped[Tensor, "out g"]:
         return leaf.view(term.tiles).repeat_interleave(term.shape[0] // term.tiles[0], 0)
 
     if hasattr(grid, "affine"):

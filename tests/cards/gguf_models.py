@@ -38,7 +38,7 @@ from bitwright.recipe import Recipe, Rule
 from bitwright.terms.base import decode
 from bitwright.terms.coded import coded_meta
 
-WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 32}
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 64}
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
@@ -82,7 +82,9 @@ def test_every_type_is_written_as_it_was_foretold(name: str, tiny_llama: Any, tm
     assert report.bytes == sum(e.bytes for e in ledger(tmp_path / "out")) == sum(i.nbytes or 0 for i in file.tensors.values())
     kinds = {e.site: e.dtype for e in ledger(tmp_path / "out") if e.site}
     assert set(kinds.values()) == {name} and set(kinds) == {row.name for row in report.rows}
-    assert {row.bits for row in report.rows if row.shape == (256, 256)} == {8 * 256 * 256 // BLOCKS[name].weights * BLOCKS[name].bytes}
+    assert {row.bits for row in report.rows if row.shape == (256, 256)} == {
+        8 * 256 * 256 // BLOCKS[name].weights * BLOCKS[name].bytes
+    }
     for site in kinds:
         assert torch.equal(loaded.get_submodule(site).weight, in_memory.get_submodule(site).weight)
     ids = torch.arange(12)[None]
@@ -365,7 +367,10 @@ def test_tokenizers_are_written_or_refused(words: Any, tmp_path: Path) -> None:
     assert found["tokenizer.ggml.token_type"].tolist() == [3] + 4095 * [1] + 4 * [5]
     assert found["tokenizer.ggml.merges"][1] == "Ġ t" and not found["tokenizer.ggml.add_bos_token"]
     for name, (steps, whole_words) in tokenizer.PRE.items():
-        told = words(model={"ignore_merges": whole_words}, pre_tokenizer={"type": "Sequence", "pretokenizers": steps})
+        told = words(
+            model={"ignore_merges": whole_words},
+            pre_tokenizer={"type": "Sequence", "pretokenizers": [{**s, "trim_offsets": True} for s in steps]},
+        )
         assert told["tokenizer.ggml.pre"] == name
     begin = {"type": "TemplateProcessing", "pair": [], "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}}  # fmt: skip
     mark, text = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
@@ -386,6 +391,7 @@ def test_tokenizers_are_written_or_refused(words: Any, tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="cannot be read"):
         tokenizer.metadata(list(tmp_path.iterdir()), 4096, {})
     assert tokenizer.metadata([], 4096, {}) == {"tokenizer.ggml.model": "none"}
+    assert tokenizer.metadata([], 9, {"eos_token_id": [3, 4], "bos_token_id": 9})["tokenizer.ggml.eos_token_id"] == 3
 
 
 def test_a_tokenizer_without_a_place_is_refused_before_the_work(tmp_path: Path) -> None:

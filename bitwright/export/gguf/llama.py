@@ -122,7 +122,7 @@ def metadata(config: Any) -> dict[str, Any]:
 def read(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], divisors: Tensor | None) -> dict[str, Json]:
     """A config.json from metadata and the tensors that are there. Raises BadRequest where something is missing or no number."""
     kind = metadata.get("general.architecture")
-    if kind != "llama":
+    if not isinstance(kind, str) or kind != "llama":
         raise BadRequest(f"The file holds a model of the architecture {kind!r}, and only 'llama' is read yet; use another model.")
     if integer(metadata, "llama.expert_count", 0, least=0):
         raise BadRequest("The file holds a mixture of experts, which is not read yet; use another model.")
@@ -155,8 +155,8 @@ def read(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], div
     }
     for name in ("bos", "eos", "padding"):
         key = f"tokenizer.ggml.{name}_token_id"
-        if key in metadata:
-            found[f"{name.replace('padding', 'pad')}_token_id"] = integer(metadata, key, least=0)
+        known = integer(metadata, key, least=0) if key in metadata else None
+        found[f"{name.replace('padding', 'pad')}_token_id"] = known
     return found
 
 

@@ -58,7 +58,7 @@ def read(metadata: Mapping[str, Any], theta: float, stored: Float32[Tensor, "pai
     """`rope_parameters` of a configuration. Raises BadRequest for scalings that are not known."""
     kind = metadata.get("llama.rope.scaling.type", "none")
     factor = metadata.get("llama.rope.scaling.factor", metadata.get("llama.rope.scale_linear"))
-    if kind not in ("none", "linear") or (kind == "linear" and not positive(factor)):
+    if not isinstance(kind, str) or kind not in ("none", "linear") or (kind == "linear" and not positive(factor)):
         raise BadRequest(f"The file has rotary scaling of the kind {kind!r}, which is not read yet; use a file without it.")
     plain = {"rope_type": "default", "rope_theta": theta}
     if stored is None:

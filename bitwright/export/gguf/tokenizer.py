@@ -42,7 +42,7 @@ def metadata(companions: Sequence[Path], vocabulary: int, config: Mapping[str, J
     """The keys of `tokenizer.*`. Raises BadRequest for a tokenizer that llama.cpp would not follow."""
     by_name = {path.name: path for path in companions}
     if "tokenizer.json" not in by_name:
-        return {"tokenizer.ggml.model": "none"}
+        return {"tokenizer.ggml.model": "none"} | marks({}, config, {}, vocabulary)
     whole = parsed(by_name["tokenizer.json"])
     beside = parsed(by_name["tokenizer_config.json"]) if "tokenizer_config.json" in by_name else {}
     try:
@@ -107,18 +107,14 @@ def listed(whole: Mapping[str, Json], vocabulary: int) -> tuple[list[str], list[
 def special(
     whole: Mapping[str, Json], beside: Mapping[str, Json], config: Mapping[str, Json], ids: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Ids of the tokens that mark things, and which of them text gets around it."""
+    """Ids of tokens with a meaning, and which of them a text gets around it."""
     from tokenizers import Tokenizer
 
-    found: dict[str, Any] = {}
-    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        token = beside.get(f"{name}_token")
-        text = token.get("content") if isinstance(token, dict) else token
-        one = ids.get(text) if isinstance(text, str) else config.get(f"{name}_token_id")
-        one = one[0] if isinstance(one, list) and one else one
-        if isinstance(one, int) and 0 <= one < len(ids):
-            found[f"tokenizer.ggml.{key}_token_id"] = np.uint32(one)
-    coder = Tokenizer.from_str(json.dumps(whole))
+    found = marks(beside, config, ids, len(ids))
+    try:
+        coder = Tokenizer.from_str(json.dumps(whole))
+    except Exception as error:  # the library knows no other kind
+        raise BadRequest(f"tokenizer.json is none that the tokenizers library reads ({error}); download it again.") from None
     with_, without = (coder.encode("a", add_special_tokens=flag).ids for flag in (True, False))
     at = next((i for i in range(len(with_)) if with_[i : i + len(without)] == without), 0)
     before, after = with_[:at], with_[at + len(without) :]
@@ -128,6 +124,19 @@ def special(
             "The tokenizer puts other tokens around a text than its begin and end, which llama.cpp does not; use the native format."
         )
     return found | {"tokenizer.ggml.add_bos_token": bool(before), "tokenizer.ggml.add_eos_token": bool(after)}
+
+
+def marks(beside: Mapping[str, Json], config: Mapping[str, Json], ids: Mapping[str, int], vocabulary: int) -> dict[str, Any]:
+    """Ids of tokens with a meaning: as the tokenizer names them, else as the model's configuration does."""
+    found = {}
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        token = beside.get(f"{name}_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        one = ids.get(text) if isinstance(text, str) else config.get(f"{name}_token_id")
+        one = one[0] if isinstance(one, list) and one else one  # of several ends llama.cpp takes one
+        if isinstance(one, int) and 0 <= one < vocabulary:
+            found[f"tokenizer.ggml.{key}_token_id"] = np.uint32(one)
+    return found
 
 
 def template(beside: Mapping[str, Json], by_name: Mapping[str, Path]) -> dict[str, Any]:
