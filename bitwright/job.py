@@ -94,7 +94,8 @@ def text_windows(model: str | Path, source: str, samples: int, length: int, spli
     except (OSError, ValueError) as error:
         why = str(error).splitlines()[0].rstrip(".:")
         raise BadRequest(
-            f"{model} has no tokenizer that transformers can read ({why}); add its tokenizer files, or evaluate --against its original."
+            f"{model} has no tokenizer that transformers can read ({why}); "
+            "add its tokenizer files, or evaluate --against its original."
         ) from None
     return windows(tokenizer, source, samples=samples, length=length, split=split, seed=seed)
 

@@ -71,11 +71,9 @@ def floats(root: Path) -> Opened:
 # --- written and read back ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", [name for name in GRIDS if name != "TQ2_0"])  # which is read as TQ1_0, and written on demand
 def test_every_type_is_written_as_it_was_foretold(name: str, tiny_llama: Any, tmp_path: Path) -> None:
     chosen = recipe(name, rules=(Rule("o_proj", ignore=True),), head=True)
-    if name == "TQ2_0":
-        pytest.skip("the class writes the other type of trits by default; see below")
     in_memory, _ = compress(tiny_llama(**WIDE), chosen)
     loaded, report = compress(tiny_llama(**WIDE), chosen, out=tmp_path / "out", form="gguf")
     file = container.read(tmp_path / "out" / FILE)
@@ -121,7 +119,7 @@ def test_formats_convert_code_for_code(tiny_llama: Any, tmp_path: Path) -> None:
 
 
 def test_the_zoo_model_goes_through(tmp_path: Path) -> None:
-    _, report = compress("zoo:lm", recipe("Q4_K"), out=tmp_path / "out", form="gguf")
+    compress("zoo:lm", recipe("Q4_K"), out=tmp_path / "out", form="gguf")
     (tmp_path / "file.gguf").write_bytes((tmp_path / "out" / FILE).read_bytes())
     assert [e.bytes for e in ledger(tmp_path / "file.gguf")] == [e.bytes for e in ledger(tmp_path / "out")]
     assert {e.dtype for e in ledger(tmp_path / "out")} == {"Q4_K", "BF16", "F32"}  # bf16 stays what it is, vectors are fp32
@@ -322,8 +320,9 @@ def test_what_no_type_holds_is_refused_with_the_nearest(tiny_llama: Any) -> None
         ([meta(GRIDS["Q8_0"], 32), {"kind": "low_rank"}], r"sum of terms \(coded \+ low_rank\)"),
     ):
         assert isinstance(told := holder(metas), str)
-        assert pytest.raises(BadRequest, Gguf().bits, "w", metas).match(why), told
-    with pytest.raises(BadRequest, match="GGUF cannot hold model.layers.0.*sum of terms"):
+        with pytest.raises(BadRequest, match=why):
+            Gguf().bits("w", metas)
+    with pytest.raises(BadRequest, match=r"GGUF cannot hold model\.layers\.0.*sum of terms"):
         Job.of(tiny_llama(**WIDE), recipe("Q8_0", corrections=(Outliers(),)), None, form="gguf")
 
 
@@ -372,7 +371,8 @@ def test_tokenizers_are_written_or_refused(words: Any, tmp_path: Path) -> None:
             pre_tokenizer={"type": "Sequence", "pretokenizers": [{**s, "trim_offsets": True} for s in steps]},
         )
         assert told["tokenizer.ggml.pre"] == name
-    begin = {"type": "TemplateProcessing", "pair": [], "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}}  # fmt: skip
+    end = "<|endoftext|>"
+    begin = {"type": "TemplateProcessing", "pair": [], "special_tokens": {end: {"id": end, "ids": [0], "tokens": [end]}}}
     mark, text = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
     both = words(post_processor={**begin, "single": [mark, text, mark]})
     assert both["tokenizer.ggml.add_bos_token"] and both["tokenizer.ggml.add_eos_token"]
