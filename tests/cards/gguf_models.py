@@ -319,7 +319,7 @@ def test_what_no_type_holds_is_refused_with_the_nearest(tiny_llama: Any) -> None
         ([{**meta(GRIDS["Q8_0"], 32), "columns": 256}], "permutation"),
         ([meta(GRIDS["Q8_0"], 32), {"kind": "low_rank"}], r"sum of terms \(coded \+ low_rank\)"),
     ):
-        assert isinstance(told := holder(metas), str)
+        assert isinstance(holder(metas), str)
         with pytest.raises(BadRequest, match=why):
             Gguf().bits("w", metas)
     with pytest.raises(BadRequest, match=r"GGUF cannot hold model\.layers\.0.*sum of terms"):
