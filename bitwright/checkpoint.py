@@ -78,6 +78,8 @@ def open_checkpoint(model: str | Path | nn.Module) -> Checkpoint:
         shapes, dtypes = {n: tuple(t.shape) for n, t in kept.items()}, {n: t.dtype for n, t in kept.items()}
         return Checkpoint(type(model).__name__, getattr(model, "config", None), shapes, dtypes, None, {}, kept)
     root = locate(str(model))
+    if not (root / "config.json").is_file():
+        raise BadRequest(f"{root} holds a GGUF file, which bitwright reads but does not compress; give the model it was made from.")
     from transformers import AutoConfig
 
     try:
@@ -94,15 +96,18 @@ def open_checkpoint(model: str | Path | nn.Module) -> Checkpoint:
 
 
 def locate(name: str) -> Path:
-    """The directory of a model; hub ids are downloaded by huggingface_hub, which the user asked for by naming one."""
+    """The directory of a model, or the GGUF file that it is; hub ids are downloaded by huggingface_hub, which the user asked for
+    by naming one."""
     if name.startswith("zoo:"):
         from bitwright import zoo
 
         return zoo.path(name.removeprefix("zoo:"))
     root = Path(name).expanduser()
     if root.is_dir():
-        if not (root / "config.json").is_file():
+        if not (root / "config.json").is_file() and len(list(root.glob("*.gguf"))) != 1:
             raise BadRequest(f"{name} is not a model directory: it has no config.json; give a Hugging Face model directory.")
+        return root
+    if root.is_file() and root.suffix == ".gguf":
         return root
     if root.exists():
         raise BadRequest(f"{name} is a file; give the directory that holds config.json and the safetensors files.")

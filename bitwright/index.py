@@ -84,6 +84,7 @@ FORMATS: dict[str, str] = {  # what `export` writes and opens
     "compressed-tensors": "bitwright.export.compressed_tensors.directory:CompressedTensors",
     "gptq": "bitwright.export.gptq:Gptq",
     "awq": "bitwright.export.awq:Awq",
+    "gguf": "bitwright.export.gguf.model:Gguf",
     "onnx": "bitwright.export.onnx.directory:Onnx",
     "onnx-qdq": "bitwright.export.onnx.qdq:OnnxQdq",
     "openvino": "bitwright.export.openvino.directory:Openvino",

@@ -87,7 +87,11 @@ def text_windows(model: str | Path, source: str, samples: int, length: int, spli
     try:
         tokenizer = AutoTokenizer.from_pretrained(root)
     except (OSError, ValueError) as error:
-        raise BadRequest(f"{model} has no tokenizer that transformers can read ({error}); add its tokenizer files.") from None
+        why = str(error).splitlines()[0].rstrip(".:")
+        raise BadRequest(
+            f"{model} has no tokenizer that transformers can read ({why}); "
+            "add its tokenizer files, or evaluate --against its original."
+        ) from None
     return windows(tokenizer, source, samples=samples, length=length, split=split, seed=seed)
 
 
@@ -135,7 +139,7 @@ class Job:
         """What the format must know, from the plan alone."""
         kept = {n: (self.source.shapes[n], self.source.dtypes[n]) for n in self.plan.kept}
         metas = {n: p.metas for n, p in self.plan.sites.items()}
-        return Model(self.plain_config(), metas, kept, self.tied_head, self.plan.inputs)
+        return Model(self.plain_config(), metas, kept, self.tied_head, self.plan.inputs, self.companions())
 
     def road(self, out: Path | None, stats: Path | None, batch: int, device: torch.device, progress: Progress) -> Road:
         """The work, ready to begin. Raises BadRequest where it cannot."""

@@ -14,8 +14,8 @@ from bitwright.loading import load
 
 
 def measure(model: str, against: str | None, data: str, samples: int, length: int) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(locate(against or model))
     text = text_windows(against or model, data, samples, length, "evaluation")
+    tokenizer = AutoTokenizer.from_pretrained(locate(against or model))
     with console.progress() as bar:
         base = Baseline.of(load(locate(against)), text, tokenizer, progress=bar) if against else None
         return evaluate(load(locate(model)), base, text, tokenizer, progress=bar)

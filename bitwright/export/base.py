@@ -32,13 +32,14 @@ Kept = tuple[tuple[int, ...], torch.dtype]  # shape and type of a tensor that is
 @dataclass(frozen=True, eq=False)
 class Model:
     """What a format must know of a model before a weight is read: its configuration (config.json as it was before compression),
-    the metas of every compressed matrix, and the tensors that stay as they are."""
+    the metas of every compressed matrix, the tensors that stay as they are, and the files that go with it (its tokenizer)."""
 
     config: Mapping[str, Json]
     metas: Mapping[str, Metas]
     kept: Mapping[str, Kept]
     tied_head: str | None = None  # name of an output head that reads the embedding's terms
     inputs: Mapping[str, Activation] = field(default_factory=dict)  # how the inputs of a matrix are quantized, where they are
+    companions: Sequence[Path] = ()  # files beside the weights: tokenizer, generation settings, licence; copied as they are
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,6 @@ class Opened:
     terms: Callable[[str], Terms]
     tensor: Callable[[str], Tensor]
     entries: Sequence[Entry]
-    companions: Sequence[Path] = ()  # tokenizer, generation settings, licence: copied as they are
     document: Mapping[str, Json] = field(default_factory=dict)  # bitwright.json, where there is one
     scales: Callable[[str], Params] = lambda site: {}
 

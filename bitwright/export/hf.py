@@ -5,7 +5,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,18 +57,30 @@ class Files:
         return {key: value for key, value in self.config.items() if key != "quantization_config"}
 
     def companions(self) -> list[Path]:
-        kinds = {".json", ".txt", ".model", ".jinja"}
-        found = (p for p in self.root.iterdir() if p.name not in OURS and (p.suffix in kinds or p.name.startswith("LICENSE")))
-        return sorted(found)
+        return beside(self.root)
 
     def document(self) -> dict[str, Json]:
-        path = self.root / "bitwright.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return document(self.root)
 
 
-def write(
-    out: Path, tensors: Iterator[tuple[str, Tensor]], config: Mapping[str, Json], companions: Callable[[], list[Path]] | list[Path]
-) -> None:
+def beside(root: Path) -> list[Path]:
+    """Tokenizer, generation settings, licence."""
+    kinds = {".json", ".txt", ".model", ".jinja"}
+    return sorted(p for p in root.iterdir() if p.name not in OURS and (p.suffix in kinds or p.name.startswith("LICENSE")))
+
+
+def document(root: Path) -> dict[str, Json]:
+    path = root / "bitwright.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def copy(paths: Iterable[Path], out: Path) -> None:
+    with writing(out):
+        for path in paths:
+            shutil.copy(path, out / path.name)
+
+
+def write(out: Path, tensors: Iterator[tuple[str, Tensor]], config: Mapping[str, Json], companions: Sequence[Path]) -> None:
     """Tensors as they come, a new file every 4 GB, each under another name until it is complete; then index and configuration."""
     where: dict[str, int] = {}
     batch: dict[str, Tensor] = {}
@@ -94,7 +106,7 @@ def write(
             if files > 1:
                 index = {"metadata": {"total_size": total}, "weight_map": {n: names[i] for n, i in sorted(where.items())}}
                 (out / SHARDED).write_text(json.dumps(index, indent=1))
-            for path in companions() if callable(companions) else companions:
+            for path in companions:
                 shutil.copy(path, out / path.name)
             (out / "config.json").write_text(json.dumps(config, indent=1))
     finally:

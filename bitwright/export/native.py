@@ -52,7 +52,7 @@ class Native:
         config = {**source.model.config, "quantization_config": fields(source.model)}
         if source.model.tied_head:
             config["tie_word_embeddings"] = False
-        hf.write(out, stream(), config, list(source.companions))
+        hf.write(out, stream(), config, source.model.companions)
 
     def recognises(self, root: Path) -> bool:
         return method(root) == METHOD
@@ -82,8 +82,8 @@ class Native:
         def scales(site: str) -> Params:
             return {leaf: files.tensor(f"{site}.inputs.{leaf}") for leaf in inputs[site].leaves} if site in inputs else {}
 
-        model, entries = Model(plain, metas, kept, tied_head, inputs), Entry.list(files.kept, metas)
-        return Opened(model, terms, files.tensor, entries, files.companions(), files.document(), scales)
+        model, entries = Model(plain, metas, kept, tied_head, inputs, files.companions()), Entry.list(files.kept, metas)
+        return Opened(model, terms, files.tensor, entries, files.document(), scales)
 
 
 def flatten(terms: Mapping[str, Terms], scales: Mapping[str, Params]) -> dict[str, Tensor]:

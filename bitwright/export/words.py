@@ -108,7 +108,7 @@ class Words:
         linears = {n.removesuffix(".weight") for n, (s, _) in source.model.kept.items() if n.endswith(".weight") and len(s) == 2}
         ignored = sorted(n for n in linears if "embed" not in n)
         config = self.packing.config(*self.scheme(names[0], source.model.metas[names[0]]), ignored)
-        hf.write(out, stream(), {**source.model.config, "quantization_config": config}, list(source.companions))
+        hf.write(out, stream(), {**source.model.config, "quantization_config": config}, source.model.companions)
 
     def recognises(self, root: Path) -> bool:
         return method(root) == self.packing.method
@@ -119,14 +119,15 @@ class Words:
         sites = [name.removesuffix(".qweight") for name in files.kept if name.endswith(".qweight")]
         metas: dict[str, Metas] = {site: self.told(site, config, files.below(site)) for site in sites}
         coded = {f"{site}.{leaf}" for site in sites for leaf in ("qweight", "qzeros", "scales", "g_idx")}
-        model = Model(files.plain(), metas, {n: k for n, k in files.kept.items() if n not in coded})
+        kept = {n: k for n, k in files.kept.items() if n not in coded}
+        model = Model(files.plain(), metas, kept, companions=files.companions())
 
         def terms(site: str) -> Terms:
             stored = {leaf: files.tensor(f"{site}.{leaf}") for leaf in files.below(site) if f"{site}.{leaf}" in coded}
             return (self.packing.term(metas[site][0], stored, config),)
 
         entries = Entry.list(files.kept, metas)
-        return Opened(model, terms, files.tensor, entries, files.companions(), files.document())
+        return Opened(model, terms, files.tensor, entries, files.document())
 
     def told(self, site: str, config: Mapping[str, Any], stored: Mapping[str, Kept]) -> Metas:
         """The meta of a matrix from the configuration and the shapes that are stored. Raises BadRequest where these disagree."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from bitwright.grids.scales import read
@@ -45,14 +45,17 @@ def planes(term: Coded, widths: Widths) -> tuple[Plane, ...]:
     if grid.width > 1 or grid.levels > 256:
         raise NotImplementedError("its codes are vectors" if grid.width > 1 else "its codes have more than 8 bits")
 
-    def spread(leaf: Float[Tensor, "groups 1"]) -> Float[Tensor, "out g"]:
+    def spread(leaf: Shaped[Tensor, "groups 1"]) -> Shaped[Tensor, "out g"]:
         return leaf.view(term.tiles).repeat_interleave(term.shape[0] // term.tiles[0], 0)
 
     if hasattr(grid, "affine"):
         scale, zero = grid.affine(term.params)
-        return tuple(
-            affine_planes(term.codes, group, spread(scale), spread(zero + 0 * scale), widths[(grid.levels - 1).bit_length()])
-        )
+        parts_of, codes, flat = widths[(grid.levels - 1).bit_length()], term.codes, scale == 0
+        if flat.any():  # all codes of such a group are one number, which need not be a multiple of its scale: x = 1 (0 + x)
+            number = grid.decode(torch.zeros_like(flat, dtype=torch.uint8), term.params)
+            scale, zero = torch.where(flat, 1.0, scale), torch.where(flat, -number, zero)
+            codes = codes.masked_fill(spread(flat).repeat_interleave(group, 1), 0)
+        return tuple(affine_planes(codes, group, spread(scale), spread(zero + 0 * scale), parts_of))
     scale = read(grid.scale, term.params)
     if hasattr(grid, "patterns"):
         trits = (grid.patterns(scale) + 1).to(torch.uint8)

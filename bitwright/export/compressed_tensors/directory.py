@@ -67,7 +67,7 @@ class CompressedTensors:
             yield from ((name, source.tensor(name)) for name in source.model.kept)
 
         config = {**source.model.config, "quantization_config": quantization_config(source.model, schemes)}
-        hf.write(out, stream(), config, list(source.companions))
+        hf.write(out, stream(), config, source.model.companions)
 
     def recognises(self, root: Path) -> bool:
         return method(root) == METHOD
@@ -102,8 +102,8 @@ class CompressedTensors:
                 return {}
             return online.params(inputs[site], {leaf: files.tensor(f"{site}.{leaf}") for leaf in online.spec(inputs[site])})
 
-        model = Model(files.plain(), metas, kept, inputs=inputs)
-        return Opened(model, terms, files.tensor, Entry.list(files.kept, metas), files.companions(), files.document(), scales)
+        model = Model(files.plain(), metas, kept, inputs=inputs, companions=files.companions())
+        return Opened(model, terms, files.tensor, Entry.list(files.kept, metas), files.document(), scales)
 
 
 def schemes_of(model: Model) -> dict[str, Scheme]:

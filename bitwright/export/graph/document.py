@@ -88,7 +88,7 @@ def widened(matrices: Mapping[str, Matrix]) -> list[str]:
 
 def text(model: Model, style: Style) -> str:
     """The document of a model."""
-    coded = quantization_config(model.metas, None)
+    coded = fields(model)
     return json.dumps({"format": FORMAT, "style": style, "config": model.config, "coded": coded, "kept": list(model.kept)})
 
 
@@ -125,7 +125,8 @@ def opened(written: str, tensors: Mapping[str, Stored], path: Path) -> Opened:
         return tensors[name].bytes().view(dtype).reshape(shape)
 
     root = hf.Files(path.parent, {}, {}, {})
-    return Opened(Model(config, metas, kept), terms, tensor, entries, root.companions(), root.document())
+    model = Model(config, metas, kept, companions=root.companions())
+    return Opened(model, terms, tensor, entries, root.document())
 
 
 def entry(tensors: Mapping[str, Stored], name: str, site: str | None, wanted: tuple[str, tuple[int, ...]], path: Path) -> Entry:
@@ -141,6 +142,6 @@ def bytes_of(kept: Kept) -> int:
 
 def beside(out: Path, source: Opened) -> None:
     """What lies beside a graph: tokenizer and the like, and the configuration as it was."""
-    for path in source.companions:
+    for path in source.model.companions:
         shutil.copy(path, out / path.name)
     (out / "config.json").write_text(json.dumps(source.model.config, indent=1))
