@@ -54,7 +54,7 @@ def main() -> None:
         "evaluation": "96 x 512 stdlib",
         "rows": rows,
     }
-    (HERE / "results" / f"{found['date']}-micro_kl.json").write_text(json.dumps(found, indent=1) + "\n")
+    (HERE / "results" / f"micro_kl-{found['date']}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def compared(scheme: str, python: Path, tokens: Path, tmp: Path, data: Any, base: Any) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ PARTS: dict[str, dict[str, str]] = {
         "integer": "bitwright.grids.integer:Integer",
         "offset": "bitwright.grids.offset:Offset",
         "table": "bitwright.grids.table:Table",
+        "menu": "bitwright.grids.menu:Menu",
         "trit-planes": "bitwright.grids.trit_planes:TritPlanes",
     },
     "layouts": {

@@ -99,6 +99,7 @@ def grids() -> dict[str, list[Any]]:
             offset(16, least),
             offset(16, coarse, minimum=floats(signed=True)),
         ],
+        "menu": [index.resolve("grids", "menu")(by=by) for by in by_all[:3]],
         "trit-planes": [trits(2), trits(3), trits(2, weighted=True), trits(1), trits(2, scale=variants("scales")[1])],
     }
 

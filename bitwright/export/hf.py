@@ -5,11 +5,10 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -106,17 +105,8 @@ def write(out: Path, tensors: Iterator[tuple[str, Tensor]], config: Mapping[str,
             if files > 1:
                 index = {"metadata": {"total_size": total}, "weight_map": {n: names[i] for n, i in sorted(where.items())}}
                 (out / SHARDED).write_text(json.dumps(index, indent=1))
-            for path in companions:
-                shutil.copy(path, out / path.name)
+            copy(companions, out)
             (out / "config.json").write_text(json.dumps(config, indent=1))
     finally:
         for partial in out.glob(".*.partial"):
             partial.unlink()
-
-
-def dtype_named(name: Json) -> torch.dtype:
-    """`bfloat16` or `torch.bfloat16` as a type. Raises BadRequest for anything else."""
-    found = getattr(torch, str(name).removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
-        raise BadRequest(f"{name!r} is no tensor type; mend the configuration.")
-    return found

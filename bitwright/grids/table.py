@@ -5,10 +5,8 @@
 `roots4` is the table of the fourth roots of unity {1, i, -1, -i} as points of the plane: a code stands for two neighbouring
 weights of which one is zero, one bit per weight. After the fit has placed the range, `polish` rounds of "nearest codes, then
 least-squares scale" follow and the best is kept; it matters for tables of few points, whose best scale is far from absmax.
-Small floats eXmY have X bits of exponent and Y of mantissa, subnormals, and no infinity; zero is one point; a number between
-two of them goes to the nearest, halfway to the even code, as hardware does. A real exponent bias is such a table times its
-scale. e3m0 is the table of powers of two. Tables: card formats, section 1 (they ascend here; the engines' order of codes is
-the exporter's business).
+Between two points of a small float (eXmY) a number goes to the nearest, halfway to the even code, as hardware does. A real
+exponent bias is such a table times its scale. The values are in tables.py.
 """
 
 from dataclasses import dataclass
@@ -25,36 +23,7 @@ from bitwright.grids.base import ALONE, Kin, Leaf, Params, better, nearest_point
 from bitwright.grids.fit import AbsMax, Fit, suited
 from bitwright.grids.scales import Float as FloatScale
 from bitwright.grids.scales import Scale
-
-NF4 = (
-    *(-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0),
-    *(0.07958030, 0.16093020, 0.24611230, 0.33791524, 0.44070983, 0.56261700, 0.72295684, 1.0),
-)
-
-
-def small_float(exponent: int, mantissa: int, bias: int, largest: float = float("inf")) -> tuple[tuple[float, ...], ...]:
-    """All values of a sign, an exponent and a mantissa up to the largest that is a number, ascending."""
-    steps = 2**mantissa
-    above = {m / steps * 2.0 ** (1 - bias) for m in range(steps)}
-    above |= {(1 + m / steps) * 2.0 ** (e - bias) for e in range(1, 2**exponent) for m in range(steps)}
-    return tuple((v,) for v in sorted({s * v for v in above if v <= largest for s in (-1, 1)}))
-
-
-TABLES: dict[str, tuple[tuple[float, ...], ...]] = {  # scalar tables ascend: nearest is then a search
-    "nf4": tuple((v,) for v in NF4),
-    "e3m0": small_float(3, 0, 3),
-    "e2m1": small_float(2, 1, 1),
-    "e1m2": small_float(1, 2, 1),
-    "e2m3": small_float(2, 3, 1),
-    "e3m2": small_float(3, 2, 3),
-    "e2m5": small_float(2, 5, 1),
-    "e3m4": small_float(3, 4, 3),
-    "e4m3": small_float(4, 3, 7, 448.0),  # what would be 480 stands for NaN
-    "e5m2": small_float(5, 2, 15, 57344.0),  # IEEE: the last exponent stands for infinity and NaN
-    "ternary": ((-1.0,), (0.0,), (1.0,)),
-    "binary": ((-1.0,), (1.0,)),
-    "roots4": ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)),
-}
+from bitwright.grids.tables import TABLES
 
 
 @dataclass(frozen=True)
