@@ -25,10 +25,12 @@ def main() -> None:
     judge = text_windows("zoo:lm", "stdlib", 48, 512, "evaluation")
     base = Baseline.of(bitwright.load("zoo:lm"), judge, AutoTokenizer.from_pretrained(zoo.path("lm")), noise_floor=False)
     rows = []
-    for name in ("best", "zeroquant-v2", "quantease-outlier"):
+    made = {name: recipes.get(name)(bits=3, group=64) for name in ("best", "zeroquant-v2", "quantease-outlier")}
+    made |= {name: recipes.get(name)(rounding="best") for name in ("q3-k", "nvfp4a16", "w8a8")}
+    for name, recipe in made.items():
         for device in args.devices.split(","):
             begun = time.perf_counter()
-            model, report = bitwright.compress("zoo:lm", recipes.get(name)(bits=3, group=64), text, device=device)
+            model, report = bitwright.compress("zoo:lm", recipe, text, device=device)
             kl = evaluate(model, base).divergence.kl.value
             rows.append({"recipe": name, "device": device, "kl": kl, "bytes": report.bytes, "seconds": report.seconds})
             print(
