@@ -77,6 +77,9 @@ RECIPES: dict[str, str] = {
     "quantease": "bitwright.recipes.quantease:quantease",
     "quantease-outlier": "bitwright.recipes.quantease_outlier:quantease_outlier",
     "ptqtp": "bitwright.recipes.ptqtp:ptqtp",
+    "bitmod": "bitwright.recipes.bitmod:bitmod",
+    "fp-diffusion": "bitwright.recipes.fp_diffusion:fp_diffusion",
+    "flexq": "bitwright.recipes.flexq:flexq",
     "zeroquant-v2": "bitwright.recipes.zeroquant_v2:zeroquant_v2",
 }
 

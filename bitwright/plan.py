@@ -154,7 +154,7 @@ def plan_site(name: str, site: Site, recipe: Recipe | None, strict: bool, form: 
 
 def stored_rate(recipe: Recipe) -> float:
     """Bits per weight on a matrix that the recipe's layout tiles."""
-    shape = (2 * (recipe.layout.rows or 256), 2 * (recipe.layout.cols or 4096))
+    shape = (2 * (recipe.layout.rows or 256), 256 * (recipe.layout.cols or 16))  # whole second levels, whatever their span
     return stored_bits(metas(shape, (Band(recipe.grid, recipe.layout),))) / prod(shape)
 
 
@@ -192,8 +192,19 @@ def resolve_budget(recipe: Recipe, named: Mapping[str, Site], form: Format) -> R
         plans = ((plan_site(ns[0], named[ns[0]], trial.of(ns[0]), False, form), len(ns)) for ns in alike.values())
         return sum(p.bits * count for p, count in plans if p)
 
+    def holds(levels: int) -> bool:
+        """Whether the format has a place for these levels on every matrix."""
+        try:
+            price(torch.full((len(units),), levels))
+        except BadRequest:
+            return False
+        return True
+
     def probe(choice: torch.Tensor) -> torch.Tensor:
         raise BadRequest("This allocation measures losses, which this version cannot do yet; use the uniform one.")
 
-    choice = (recipe.allocation or Uniform())([range(2, 257)] * len(units), probe, price, int(recipe.budget * weights))
+    menu = [levels for levels in range(2, 257) if holds(levels)]
+    if not menu:
+        raise BadRequest("The format holds this recipe at no number of levels; choose another format or grid.")
+    choice = (recipe.allocation or Uniform())([menu] * len(units), probe, price, int(recipe.budget * weights))
     return recipe.with_levels(int(choice[0]))

@@ -33,6 +33,7 @@ class Rule:
     layout: Layout | None = None
     rounding: Rounding | None = None
     corrections: tuple[Correction, ...] | None = None
+    activations: Activation | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -73,15 +74,16 @@ class Recipe:
 
     def under(self, rule: Rule) -> "Recipe | None":
         """The recipe with a rule's parts in place of its own; None where the rule ignores."""
-        parts = {f: getattr(rule, f) for f in ("grid", "layout", "rounding", "corrections")}
+        parts = {f: getattr(rule, f) for f in ("grid", "layout", "rounding", "corrections", "activations")}
         return None if rule.ignore else replace(self, **{k: v for k, v in parts.items() if v is not None})
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Statistics that any part of it reads; empty: it works without data."""
         recipes = [self, *(r for rule in self.rules if (r := self.under(rule)))]
-        parts: list[Any] = [part for r in recipes for part in (r.rounding, r.grid, *r.corrections)]
-        parts += [self.activations] if self.activations else []
+        parts: list[Any] = [
+            part for r in recipes for part in (r.rounding, r.grid, *r.corrections, r.activations) if part is not None
+        ]
         return tuple(sorted({need for part in parts for need in part.needs}))
 
     def with_levels(self, levels: int) -> "Recipe":
