@@ -7,7 +7,7 @@ on the grid.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -54,23 +54,32 @@ class Coder:
     bands: tuple[Band, ...]
     params: tuple[Params, ...]
     weight: Float[Tensor, "inp"] | None = None
+    shared: Params = field(default_factory=dict)
 
     @classmethod
-    def fit(cls, W: Float[Tensor, "out inp"], bands: Sequence[Band], weight: Float[Tensor, "inp"] | None = None) -> "Coder":
-        """Place the points of every group of every band. Raises ValueError where a band is illegal on this matrix."""
+    def fit(
+        cls,
+        W: Float[Tensor, "out inp"],
+        bands: Sequence[Band],
+        weight: Float[Tensor, "inp"] | None = None,
+        shared: Params | None = None,
+    ) -> "Coder":
+        """Place the points of every group of every band, under the second levels `shared` (one row) where they are given.
+        Raises ValueError where a band is illegal on this matrix."""
         shape = (W.shape[0], W.shape[1])
         if why := next((why for band in bands if (why := band.legal(shape))), None) or uncovered(bands, shape[1]):
             raise ValueError(why)
         params = []
         for band in bands:
             part = band.take(W)
-            kin = Kin(band.layout.tiles((shape[0], part.shape[1]))[1])
+            tiles = band.layout.tiles((shape[0], part.shape[1]))
+            kin = Kin(tiles[1], {name: leaf.expand(tiles[0] * tiles[1], -1) for name, leaf in (shared or {}).items()})
             params.append(band.grid.fit(band.layout.split(part), prices(band, W, weight), kin))
-        return cls(shape, tuple(bands), tuple(params), weight)
+        return cls(shape, tuple(bands), tuple(params), weight, shared or {})
 
     def again(self, W: Float[Tensor, "out inp"]) -> "Coder":
         """The same bands fitted to another matrix."""
-        return Coder.fit(W, self.bands, self.weight)
+        return Coder.fit(W, self.bands, self.weight, self.shared)
 
     @cached_property
     def home(self) -> tuple[Ints[Tensor, "inp"], Ints[Tensor, "inp"]]:

@@ -7,7 +7,7 @@ Nothing turns back. Only one block holds weights at a time, and the rows are pus
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from bitwright.coder import Coder
 from bitwright.export.native import flatten
 from bitwright.export.resumable import Directory
 from bitwright.grids.base import Params
+from bitwright.grids.fit import AbsMax
 from bitwright.linalg import objective
 from bitwright.plan import Plan, Planned
 from bitwright.progress import Progress
@@ -97,10 +98,10 @@ class Road:
         prefix = f"{self.plan.wiring.blocks}.{i}."
         fill(block, self.source, prefix[:-1], self.device)
         here = {n: s for n, s in sites(block, prefix).items() if n in self.plan.sites}
-        terms, scales = {}, {}
+        terms, scales, tops = {}, {}, fused_tops(self.plan, here, prefix)
         for readers, known in self.visits(block, here, stream, i) if here else ():
             for name in readers:
-                terms[name] = self.solve(here[name], known, i)
+                terms[name] = self.solve(here[name], known, i, tops.get(name))
                 if (inputs := self.plan.sites[name].inputs) is not None and inputs.needs:
                     scales[name] = inputs.calibrate(known["range"])
                 if stream:  # what comes next is calibrated on what was stored
@@ -137,11 +138,11 @@ class Road:
             return head_moments(model, self.plan.wiring, stream)
         return self.store.known(HEAD, ("gram",)).to(self.device) if self.store is not None else Known()
 
-    def solve(self, site: Site, known: Known, block: int | None) -> Terms:
+    def solve(self, site: Site, known: Known, block: int | None, top: Params | None = None) -> Terms:
         """Round one matrix and write its line of the report."""
         planned, begun = self.plan.sites[site.name], time.perf_counter()
         W, known = site.matrix(), Known(known.values, list(known.notes), known.derived)
-        terms, base = compress_matrix(W, planned, known)
+        terms, base = compress_matrix(W, planned, known, top)
         seconds = time.perf_counter() - begun
         H = known.values.get("gram")
         error, nearest, whole = (measure(W, H) if x is None else measure(W - decode(x), H) for x in (terms, base, None))
@@ -169,13 +170,29 @@ class Road:
             self.tensors |= tensors
 
 
-def compress_matrix(W: Float[Tensor, "out inp"], planned: Planned, known: Known) -> tuple[Terms, Terms]:
-    """All terms of a matrix by its recipe, and those of plain nearest rounding on the same grid."""
+def fused_tops(plan: Plan, here: Mapping[str, Site], prefix: str) -> dict[str, Params]:
+    """One second level for matrices that engines load as one (NVFP4's fp32 scale of q, k and v): that of all their weights."""
+    found: dict[str, Params] = {}
+    for part in plan.wiring.fused:
+        names = [f"{prefix}{name}" for name in part if f"{prefix}{name}" in here]
+        bands = [plan.sites[name].bands[0] for name in names]
+        if len(names) > 1 and all((b.grid, b.layout) == (bands[0].grid, bands[0].layout) for b in bands):
+            grid: Any = bands[0].grid
+            whole = [name for name, leaf in grid.leaves.items() if leaf.shared == "tensor"]
+            if whole:
+                groups = torch.cat([band.layout.split(here[name].matrix()) for name, band in zip(names, bands)])
+                p = replace(grid, by=AbsMax()).fit(groups)
+                found |= {name: {leaf: p[leaf][:1].clone() for leaf in whole} for name in names}
+    return found
+
+
+def compress_matrix(W: Float[Tensor, "out inp"], planned: Planned, known: Known, top: Params | None = None) -> tuple[Terms, Terms]:
+    """All terms of a matrix by its recipe, under a second level that others share, and those of plain nearest rounding."""
     recipe = planned.recipe
     out = tuple(t for c in recipe.corrections if c.before for t in c(W, known))
     rest = W - decode(out) if out else W
     H = known.values.get("gram")
-    coder = Coder.fit(rest, planned.bands, None if H is None else H.diagonal().clamp_min(0))
+    coder = Coder.fit(rest, planned.bands, None if H is None else H.diagonal().clamp_min(0), top)
     terms = recipe.rounding(rest, coder, known)
     base = (*Nearest()(rest, coder, known), *out)
     error = rest - decode(terms)

@@ -128,7 +128,7 @@ def follow(coder: Coder, W: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"
         vectors = inputs(band, (W.shape[0], W.shape[1])).to(W.device).view(-1, band.grid.width)
         rank = H.diagonal()[vectors].sum(1).argsort(descending=True, stable=True)
         bands.append(Band(band.grid, band.layout, vectors[rank].flatten()))
-    return Coder.fit(W, bands, coder.weight)
+    return Coder.fit(W, bands, coder.weight, coder.shared)
 
 
 def inputs(band: Band, shape: tuple[int, int]) -> Ints[Tensor, "k"]:

@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import bitwright
@@ -204,6 +205,16 @@ def test_transformers_quantizes_inputs_as_we_do(name: str, tmp_path):
     assert len(checked) == 42
     assert sorted(checked)[38] < (0.1 if name == "nvfp4" else 1e-5)  # a tie here and there falls to the other side
     assert max(checked) < (0.1 if name == "nvfp4" else 2e-2)
+
+
+def test_matrices_that_engines_load_as_one_share_the_global_scale(tiny_llama, tmp_path):
+    recipe = recipes.get("nvfp4a16")(rounding="nearest")
+    bitwright.compress(tiny_llama(), recipe, out=tmp_path / "m", form="compressed-tensors")
+    scale = {n: t for n, t in load_file(tmp_path / "m" / "model.safetensors").items() if n.endswith("weight_global_scale")}
+    for block in ("model.layers.0.", "model.layers.1."):
+        q, k, v = (scale[f"{block}self_attn.{x}_proj.weight_global_scale"] for x in "qkv")
+        gate, up = (scale[f"{block}mlp.{x}_proj.weight_global_scale"] for x in ("gate", "up"))
+        assert q == k == v and gate == up and q != gate
 
 
 # --- what it cannot hold -----------------------------------------------------------------------------------------------------
