@@ -204,39 +204,23 @@ def evaluate(
 def compare(
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="Directory for the small models and the table.")],
-    recipes: Annotated[str, typer.Option(help="Names, separated by commas.")] = "rtn,gptq,best",
+    recipes: Annotated[str, typer.Option(help="Names, separated by commas; empty: none.")] = "rtn,gptq,best",
     bits: Annotated[str, typer.Option(help="Bits per code, separated by commas.")] = "2,3,4",
     group: Annotated[int | None, typer.Option(help="Weights that share a scale; 0: the whole row.")] = 64,
+    also: Annotated[list[Path] | None, typer.Option("--with", help="A compressed model made from MODEL by any tool.")] = None,
     data: Data = "stdlib",
     samples: Samples = 128,
     length: Length = 512,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
 ) -> None:
-    """Several recipes on one model: one table, by stored bits."""
-    from transformers import AutoTokenizer
-
-    from bitwright import page, table
-    from bitwright.checkpoint import locate
-    from bitwright.evaluation import Baseline
-    from bitwright.evaluation import evaluate as score
-    from bitwright.job import compress as run
-    from bitwright.job import text_windows
-    from bitwright.loading import load
+    """Several recipes on one model, and models that are there already: one table, by stored bits."""
+    from bitwright import table
+    from bitwright.measuring import compared
 
     widths = [number(b) for b in bits.split(",")]
-    chosen = {f"{r}-{b}": choose(r, int(b), group, [], [], False, None) for r in recipes.split(",") for b in widths}
-    text = text_windows(model, data, samples, length, "calibration")
-    judge = text_windows(model, data, 96, length, "evaluation")
-    reports = []
-    with console.progress() as bar:
-        tokenizer = AutoTokenizer.from_pretrained(locate(model))
-        base = Baseline.of(load(locate(model)), judge, tokenizer, progress=bar)
-        for name, recipe in chosen.items():
-            small, report = run(model, recipe, text, out=out / name, overwrite=overwrite, progress=bar)
-            report = report.with_scores(score(small, base).to_json())
-            report.write(out / name)
-            (out / name / "report.html").write_text(page.render(report))
-            reports.append(report)
+    named = [r for r in recipes.split(",") if r]
+    chosen = {f"{r}-{b}": choose(r, int(b), group, [], [], False, None) for r in named for b in widths}
+    reports = compared(model, chosen, also or [], out, data, samples, length, overwrite)
     table.compare(reports, console.out)
     (out / "compare.json").write_text(json.dumps([r.to_dict() for r in reports], indent=1))
 

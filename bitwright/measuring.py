@@ -1,16 +1,23 @@
 """What the commands measure: a model's behaviour, alone or beside the one it was made from, and its speed."""
 
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
-from bitwright import console
+from bitwright import console, page
 from bitwright.checkpoint import locate
 from bitwright.evaluation import Baseline, evaluate
 from bitwright.evaluation.speed import speeds
-from bitwright.job import choose_device, text_windows
+from bitwright.export.base import open_compressed
+from bitwright.job import choose_device, compress, text_windows
 from bitwright.loading import load
+from bitwright.recipe import Recipe
+from bitwright.report import Report, Row
+
+WINDOWS = 96  # of held-out text, on which a comparison judges
 
 
 def measure(model: str, against: str | None, data: str, samples: int, length: int) -> Any:
@@ -29,3 +36,46 @@ def measure_speed(model: str, against: str | None, device: str) -> dict[str, dic
     with console.progress() as bar:
         found = speeds([load(locate(name), dtype).to(where) for name in names], prompt, progress=bar)
     return {name: speed.to_json() for name, speed in zip(names, found)}
+
+
+def compared(
+    model: str, chosen: dict[str, Recipe], also: list[Path], out: Path, data: str, samples: int, length: int, overwrite: bool
+) -> list[Report]:
+    """A report with scores for every recipe, compressed into a directory below `out`, and for every model that is there already."""
+    for path in also:
+        open_compressed(path)  # what cannot be read is refused before the work
+    text = text_windows(model, data, samples, length, "calibration") if chosen else None
+    judge = text_windows(model, data, WINDOWS, length, "evaluation")
+    reports = []
+    with console.progress() as bar:
+        base = Baseline.of(load(locate(model)), judge, AutoTokenizer.from_pretrained(locate(model)), progress=bar)
+        for name, recipe in chosen.items():
+            small, report = compress(model, recipe, text, out=out / name, overwrite=overwrite, progress=bar)
+            report = report.with_scores(evaluate(small, base).to_json())
+            report.write(out / name)
+            (out / name / "report.html").write_text(page.render(report))
+            reports.append(report)
+        for path in also:
+            reports.append(as_it_lies(path).with_scores(evaluate(load(locate(str(path))), base).to_json()))
+    out.mkdir(parents=True, exist_ok=True)
+    return reports
+
+
+def as_it_lies(root: Path) -> Report:
+    """The report of a compressed model, or for one of another tool what its files say: bits, no errors."""
+    opened = open_compressed(root)
+    if opened.document:
+        return Report.read(root)
+    sizes = dict.fromkeys(opened.model.metas, 0)
+    for entry in opened.entries:
+        if entry.site:
+            sizes[entry.site] += 8 * entry.bytes
+    shapes = {name: tuple(metas[0]["shape"]) for name, metas in opened.model.metas.items()}
+    rows = tuple(
+        Row(name, None, shapes[name], bits, 0.0, 0.0, "not measured", 0.0, tuple(meta["kind"] for meta in opened.model.metas[name]))
+        for name, bits in sizes.items()
+    )
+    kept = sum(entry.bytes for entry in opened.entries if not entry.site)
+    weights = sum(prod(shape) for shape in shapes.values()) + sum(prod(shape) for shape, _ in opened.model.kept.values())
+    asked = {"model": str(root), "recipe": {"name": root.name}, "calibration": None, "inputs": "not known"}
+    return Report(asked, rows, kept, 2 * weights, weights, 0.0, 0, {})

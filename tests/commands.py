@@ -114,3 +114,25 @@ def test_speed_is_measured_beside_the_original(run: Run, tmp_path: Path) -> None
     original, small = json.loads((tmp_path / "speed.json").read_text()).values()
     assert min(original["reading"], original["writing"], small["reading"], small["writing"]) > 0
     assert small["bytes_per_token"] < 0.4 * original["bytes_per_token"]
+
+
+def test_models_of_other_tools_are_inspected_converted_and_compared(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, small = tmp_path / "there", ("--recipe", "W4A16", "--set", "rounding=nearest", "--set", "scale=float16")
+    assert run("compress", "zoo:lm", "-o", there, "--format", "gptq", *small)[0] == 0
+    (there / "bitwright.json").unlink()  # as another tool would leave it
+    code, said, _ = run("inspect", there)
+    assert code == 0 and "qweight" in said
+    assert run("convert", there, "--to", "awq", "-o", tmp_path / "awq")[0] == 0
+    refused(run("convert", there, "--to", "gguf", "-o", tmp_path / "gguf"), "GGUF cannot hold")
+    assert not (tmp_path / "gguf").exists()
+    refused(run("convert", "zoo:lm", "--to", "awq", "-o", tmp_path / "x"), "not a compressed model")
+    refused(run("convert", there, "--to", "magic", "-o", tmp_path / "x"), "There is no format", "gguf")
+    monkeypatch.setattr("bitwright.measuring.WINDOWS", 2)
+    code, said, _ = run(
+        "compare", "zoo:lm", "--recipes", "", "--with", there, "--with", tmp_path / "awq", "-o", tmp_path / "c", "--length", 64
+    )
+    assert code == 0 and "there" in said and "awq" in said
+    one, other = json.loads((tmp_path / "c" / "compare.json").read_text())
+    assert one["scores"]["divergence"]["kl"] == other["scores"]["divergence"]["kl"]
