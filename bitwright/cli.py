@@ -66,7 +66,7 @@ def compress(
     from bitwright.checkpoint import size_in_bytes
     from bitwright.job import Job, choose_device, text_windows
 
-    chosen = choose(recipe, bits, group, option or [], ignore or [], head, budget)
+    chosen = choose(model, recipe, bits, group, option or [], ignore or [], head, budget)
     if size is not None:
         chosen = Job.of(model, chosen, None, strict=strict, form=to).plan.within(size_in_bytes(size))
     job = Job.of(model, chosen, None, strict=strict, form=to)
@@ -81,6 +81,7 @@ def compress(
 
 
 def choose(
+    model: str,
     recipe: str,
     bits: int | None,
     group: int | None,
@@ -110,6 +111,10 @@ def choose(
         for pair in options:
             name, _, text = pair.partition("=")
             wanted[name] = {"true": True, "false": False}.get(text.lower(), number(text))
+        if "blocks" in known and "blocks" not in wanted:  # a mixture depends on the depth of the model
+            from bitwright.checkpoint import open_checkpoint
+
+            wanted["blocks"] = open_checkpoint(model).config.num_hidden_layers
         for name in wanted:
             if name not in known:
                 raise BadRequest(f"The recipe {recipe!r} has no option {name!r}; it has {', '.join(known)}.")
@@ -214,12 +219,20 @@ def compare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
 ) -> None:
     """Several recipes on one model, and models that are there already: one table, by stored bits."""
+    from inspect import signature
+
     from bitwright import table
     from bitwright.measuring import compared
+    from bitwright.recipes import get
 
-    widths = [number(b) for b in bits.split(",")]
+    widths = [int(b) for b in bits.split(",")]
     named = [r for r in recipes.split(",") if r]
-    chosen = {f"{r}-{b}": choose(r, int(b), group, [], [], False, None) for r in named for b in widths}
+    chosen = {}
+    for name in named:  # a preset has a width and a group of its own
+        free = "bits" in signature(get(name)).parameters
+        for width in widths if free else [None]:
+            label, size = (f"{name}-{width}", group) if free else (name, None)
+            chosen[label] = choose(model, name, width, size, [], [], False, None)
     reports = compared(model, chosen, also or [], out, data, samples, length, overwrite)
     table.compare(reports, console.out)
     (out / "compare.json").write_text(json.dumps([r.to_dict() for r in reports], indent=1))
