@@ -6,6 +6,7 @@ matrix is replaced by the nearest that does, and the extra bits are listed; `str
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -154,7 +155,8 @@ def plan_site(name: str, site: Site, recipe: Recipe | None, strict: bool, form: 
 
 def stored_rate(recipe: Recipe) -> float:
     """Bits per weight on a matrix that the recipe's layout tiles."""
-    shape = (2 * (recipe.layout.rows or 256), 256 * (recipe.layout.cols or 16))  # whole second levels, whatever their span
+    spans = [leaf.shared for leaf in recipe.grid.leaves.values() if isinstance(leaf.shared, int)]
+    shape = (2 * (recipe.layout.rows or 256), 2 * (recipe.layout.cols or 4096) * max(spans, default=1))
     return stored_bits(metas(shape, (Band(recipe.grid, recipe.layout),))) / prod(shape)
 
 
@@ -187,15 +189,19 @@ def resolve_budget(recipe: Recipe, named: Mapping[str, Site], form: Format) -> R
     for n in units:
         alike.setdefault((named[n].shape, next((r.match for r in recipe.rules if r.matches(n)), None)), []).append(n)
 
-    def price(choice: torch.Tensor) -> int:
-        trial = recipe.with_levels(int(choice[0]))
+    @cache
+    def everywhere(levels: int) -> int:
+        trial = recipe.with_levels(levels)
         plans = ((plan_site(ns[0], named[ns[0]], trial.of(ns[0]), False, form), len(ns)) for ns in alike.values())
         return sum(p.bits * count for p, count in plans if p)
+
+    def price(choice: torch.Tensor) -> int:
+        return everywhere(int(choice[0]))
 
     def holds(levels: int) -> bool:
         """Whether the format has a place for these levels on every matrix."""
         try:
-            price(torch.full((len(units),), levels))
+            everywhere(levels)
         except BadRequest:
             return False
         return True
@@ -203,6 +209,7 @@ def resolve_budget(recipe: Recipe, named: Mapping[str, Site], form: Format) -> R
     def probe(choice: torch.Tensor) -> torch.Tensor:
         raise BadRequest("This allocation measures losses, which this version cannot do yet; use the uniform one.")
 
+    recipe.with_levels(2)  # a grid of fixed size is refused in its own words
     menu = [levels for levels in range(2, 257) if holds(levels)]
     if not menu:
         raise BadRequest("The format holds this recipe at no number of levels; choose another format or grid.")

@@ -4,6 +4,7 @@ The kernel table says what vLLM documents for its weight-only and quantized line
 """
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from bitwright import index
@@ -13,10 +14,10 @@ from bitwright.terms.base import Json
 
 def fused_apart(model: Model, schemes: Mapping[str, Any]) -> tuple[str, str] | None:
     """Two matrices that engines load as one and whose schemes differ."""
-    kind = model.config.get("model_type")
+    kind = str(model.config.get("model_type"))
     if kind not in index.WIRINGS:
         return None
-    for parts in FUSED.get(str(kind), ()):
+    for parts in import_module(index.WIRINGS[kind].split(":")[0]).FUSED:
         mates: dict[str, list[str]] = {}
         for name in schemes:
             for part in parts:
@@ -29,9 +30,6 @@ def fused_apart(model: Model, schemes: Mapping[str, Any]) -> tuple[str, str] | N
             if other := next((n for n in names if schemes[n] != schemes[names[0]]), None):
                 return names[0], other
     return None
-
-
-FUSED = {"llama": (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))}
 
 
 def tied(model: Model, form: str) -> str | None:

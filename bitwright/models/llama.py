@@ -46,10 +46,11 @@ def wiring(config: Any) -> Wiring:
         norm=("model.norm",),
         head="lm_head",
         flows=tuple(flows),
-        fused=(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")),
+        fused=FUSED,
     )
 
 
+FUSED = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
 NORMS = ("input_layernorm", "post_attention_layernorm")
 READERS_OF_RESIDUAL = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
 WRITERS_OF_RESIDUAL = ("self_attn.o_proj", "mlp.down_proj")

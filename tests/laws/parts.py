@@ -1,7 +1,11 @@
 """The index, and the small protocols: statistics, corrections, allocations, recipes."""
 
+import builtins
 import dataclasses
+import dis
+from importlib import import_module
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -131,3 +135,15 @@ def test_uniform_buys_the_most_levels_that_fit() -> None:
     assert Uniform()(menus, probe, price, 8 * 30 - 1).tolist() == [5, 5, 5]
     with pytest.raises(BadRequest, match="raise it"):
         Uniform()(menus, probe, price, 10)
+
+
+def test_every_global_name_that_code_uses_is_there():
+    """Shapes in annotations look like undefined names to a linter, which therefore does not look; here the byte code is asked."""
+    for path in sorted((ROOT / "bitwright").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        codes, known = [compile(path.read_text(), str(path), "exec")], vars(import_module(module)).keys() | vars(builtins).keys()
+        while codes:
+            code = codes.pop()
+            codes += [const for const in code.co_consts if isinstance(const, CodeType)]
+            used = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+            assert used <= known, f"{path} uses {sorted(used - known)}"
