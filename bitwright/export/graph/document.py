@@ -20,7 +20,7 @@ from bitwright.export import hf
 from bitwright.export.base import Entry, Kept, Metas, Model, Opened
 from bitwright.export.graph import llama
 from bitwright.export.graph.matrix import Matrix, Style, matrix, restore, size
-from bitwright.export.native import site_metas
+from bitwright.export.native import fields, site_metas
 from bitwright.terms.base import Terms
 
 KEY = "bitwright"  # under which the document stands in the file
