@@ -16,7 +16,8 @@ from bitwright.activations import base as activations
 from bitwright.activations.base import Activation
 from bitwright.errors import BadRequest
 from bitwright.export import hf
-from bitwright.export.base import Entry, Kept, Metas, Model, Opened, method
+from bitwright.export.base import Entry, Kept, Metas, Model, Opened
+from bitwright.export.configuration import method
 from bitwright.grids.base import Params
 from bitwright.progress import Progress
 from bitwright.terms import base

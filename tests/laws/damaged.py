@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,10 +16,12 @@ import bitwright
 from bitwright import recipes
 from bitwright.errors import BadRequest
 from bitwright.export.base import open_compressed
+from bitwright.export.gptq import order
 from bitwright.grids.integer import Integer
 from bitwright.layout import Layout
 from bitwright.ledger import ledger
 from bitwright.recipe import Recipe
+from bitwright.terms.pack import octets
 
 FORMATS = {
     "native": recipes.get("nvfp4"),
@@ -136,3 +139,28 @@ def test_each_kind_of_damage_is_named(text: str, words: str, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(BadRequest, match=words):
         open_compressed(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "{", '{"report": []}', '{"report": {"bytes": "many"}}', '{"report": {"bytes": {}}}'])
+def test_a_report_that_is_none_is_named(text: str, whole: Path, tmp_path):
+    def damage(root: Path) -> None:
+        (root / "bitwright.json").write_text(text)
+
+    assert not damaged(whole, tmp_path, damage)
+    with pytest.raises(BadRequest, match=r"bitwright\.json.*; remove it"):
+        ledger(tmp_path / "damaged")
+
+
+@pytest.mark.parametrize(
+    "g_idx", [[0] * 8, [0, 0, 0, 1], [0, 0, 0, 0, 1, 1, 1, 2**31 - 1], [-1, 0, 0, 0, 1, 1, 1, 1], [[0] * 4] * 2]
+)
+def test_groups_that_are_not_equally_large_take_no_room(g_idx: list):
+    """A group number may name any of 2^31 groups: it is compared before anything of that size is made."""
+    with pytest.raises(BadRequest, match="g_idx"):
+        order(torch.tensor(g_idx, dtype=torch.int32), 2, 8)
+
+
+def test_columns_of_one_word_are_read():
+    """Whose stride may be anything."""
+    words = torch.tensor([[1, 2, 3]], dtype=torch.int32)
+    assert octets(words.T).tolist() == [[1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0]]

@@ -77,10 +77,15 @@ class Sizes:
 
 
 def configured(config: Mapping[str, Json]) -> Any:
-    """A config.json with the defaults of transformers filled in."""
+    """A config.json with the defaults of transformers filled in. Raises BadRequest where these numbers make no model."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(**config)
+    try:
+        return AutoConfig.for_model(**config)
+    except StrictDataclassError as error:
+        told = " ".join(str(error).split()).rstrip(".")
+        raise BadRequest(f"transformers builds no model of this configuration ({told}); use another model.") from None
 
 
 def sizes(config: Any, own_head: bool) -> Sizes:
