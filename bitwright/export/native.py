@@ -75,6 +75,7 @@ class Native:
             )
 
         for site, found in metas.items():
+            whole(site, found)
             for i, meta in enumerate(found):
                 for leaf, told in base.spec(meta).items():
                     if (has := files.kept.get(f"{site}.terms.{i}.{leaf}")) != told:
@@ -85,6 +86,16 @@ class Native:
 
         model, entries = Model(plain, metas, kept, tied_head, inputs, files.companions()), Entry.list(files.kept, metas)
         return Opened(model, terms, files.tensor, entries, files.document(), scales)
+
+
+def whole(site: str, metas: Metas) -> None:
+    """That the terms of a matrix have one shape and every input has codes; else a few factors or places, which take next to no
+    bytes, could claim a matrix of any size. Raises BadRequest."""
+    shapes = {tuple(meta["shape"]) for meta in metas}
+    coded = sum(meta["shape"][1] if meta["columns"] is None else meta["columns"] for meta in metas if meta["kind"] == "coded")
+    if len(shapes) != 1 or coded < metas[0]["shape"][1]:
+        told = ", ".join(f"{meta['kind']} of {meta['shape']}" for meta in metas[:4])
+        raise BadRequest(f"The terms of {site} ({told}) do not make one matrix with a code for every weight; download it again.")
 
 
 def flatten(terms: Mapping[str, Terms], scales: Mapping[str, Params]) -> dict[str, Tensor]:
