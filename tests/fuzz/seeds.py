@@ -50,11 +50,15 @@ def lay(case: bytes, target: str, root: Path) -> int:
 def recipes(target: str) -> Iterator[tuple[Any, str, dict[str, Any]]]:
     """Recipe, format and shape of the models to begin with."""
     from bitwright import recipes as known
+    from bitwright.corrections.outliers import Outliers
     from bitwright.export.gguf.blocks import BLOCKS
     from bitwright.export.gguf.matrices import GRIDS
     from bitwright.grids.integer import Integer
+    from bitwright.grids.menu import Menu
     from bitwright.layout import Layout
     from bitwright.recipe import Recipe, Rule
+    from bitwright.rounding.gptq import GPTQ
+    from bitwright.rounding.quantease_outlier import QuantEaseOutlier
 
     def preset(name: str, **more: Any) -> Any:
         return known.get(name)(rounding="nearest", **more)
@@ -65,7 +69,17 @@ def recipes(target: str) -> Iterator[tuple[Any, str, dict[str, Any]]]:
     if target == "native":
         sums = replace(known.get("zeroquant-v2")(), layout=Layout(1, 16))
         few = tuple(replace(c, rank=2) if hasattr(c, "rank") else c for c in sums.corrections)
-        for recipe in (preset("nvfp4"), preset("w4a8", group=32), replace(sums, corrections=few), known.get("ptqtp")()):
+        spread = (Outliers(0.05), Outliers(0.05, by_output=True))
+        menu = Recipe(Menu(("e2m1", "e2m1")), Layout(1, 16), corrections=spread[1:])
+        more = [replace(ints(16), corrections=spread[:1]), replace(ints(5), rounding=QuantEaseOutlier(0.1, term="columns"))]
+        for recipe in [
+            preset("nvfp4"),
+            preset("w4a8", group=32),
+            replace(sums, corrections=few),
+            known.get("ptqtp")(),
+            menu,
+            *more,
+        ]:
             yield fitted(recipe), "native", TINY
         yield Recipe(GRIDS["Q4_K"], Layout(1, 32), rules=(Rule(r"re:.*\.(o|down)_proj", ignore=True),)), "native", FLAT
     elif target == "integers":
@@ -75,8 +89,10 @@ def recipes(target: str) -> Iterator[tuple[Any, str, dict[str, Any]]]:
         for name in ("nvfp4", "mxfp4", "fp8"):
             yield preset(name), "compressed-tensors", TINY
     elif target in ("gptq", "awq"):
-        for levels in (16, 8) if target == "gptq" else (16,):
-            yield ints(levels), target, TINY
+        yield ints(16), target, TINY
+        if target == "gptq":
+            yield ints(8), target, TINY
+            yield replace(ints(16), rounding=GPTQ(groups="dynamic")), target, TINY  # in the order of g_idx
     elif target == "gguf":
         for name, grid in GRIDS.items():
             narrow = Rule(r"re:.*\.(o|down)_proj", ignore=True)  # rows of 8
