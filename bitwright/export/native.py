@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bitwright import index
@@ -69,10 +70,12 @@ class Native:
         inputs = site_inputs(config)
 
         def terms(site: str) -> Terms:
-            return tuple(
-                base.load(meta, {leaf: files.tensor(f"{site}.terms.{i}.{leaf}") for leaf in base.spec(meta)})
-                for i, meta in enumerate(metas[site])
-            )
+            found = []
+            for i, meta in enumerate(metas[site]):
+                stored = {leaf: files.tensor(f"{site}.terms.{i}.{leaf}") for leaf in base.spec(meta)}
+                placed(f"{site}.terms.{i}", meta, stored)
+                found.append(base.load(meta, stored))
+            return tuple(found)
 
         for site, found in metas.items():
             whole(site, found)
@@ -96,6 +99,18 @@ def whole(site: str, metas: Metas) -> None:
     if len(shapes) != 1 or coded < metas[0]["shape"][1]:
         told = ", ".join(f"{meta['kind']} of {meta['shape']}" for meta in metas[:4])
         raise BadRequest(f"The terms of {site} ({told}) do not make one matrix with a code for every weight; download it again.")
+
+
+def placed(name: str, meta: Mapping[str, Json], stored: Mapping[str, Tensor]) -> None:
+    """That the columns which a term names are columns of the matrix, and its rows end one after the other at the last entry.
+    Raises BadRequest."""
+    places = [stored[leaf].long() for leaf in ("columns", "places") if leaf in stored]
+    sound = all(bool(((place >= 0) & (place < meta["shape"][1])).all()) for place in places)
+    if "ends" in stored:
+        ends = torch.nn.functional.pad(stored["ends"].long(), (1, 0))
+        sound &= bool((ends.diff() >= 0).all()) and int(ends[-1]) == meta["count"]
+    if not sound:
+        raise BadRequest(f"{name} names places that its matrix does not have; the file is damaged, download the model again.")
 
 
 def flatten(terms: Mapping[str, Terms], scales: Mapping[str, Params]) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 import bitwright
 from bitwright import recipes
@@ -23,8 +22,6 @@ from bitwright.index import from_dict
 from bitwright.layout import Layout
 from bitwright.ledger import ledger
 from bitwright.recipe import Recipe
-from bitwright.terms.base import spec
-from bitwright.terms.coded import coded_meta
 from bitwright.terms.pack import octets
 
 FORMATS = {
@@ -168,25 +165,6 @@ def test_groups_that_are_not_equally_large_take_no_room(g_idx: list):
 def test_a_power_of_a_number_from_a_file_is_not_taken(planes: int, within):
     with within(1), pytest.raises(BadRequest, match=r"1 to 10 planes.*choose"):
         from_dict({"use": "trit-planes", "planes": planes})
-
-
-@pytest.mark.parametrize(
-    "metas",
-    [
-        [{"kind": "columns", "shape": [8, 2**40], "count": 1}],
-        [{"kind": "low_rank", "shape": [2**20, 2**20], "rank": 1, "dtype": "int8"}],
-        [coded_meta((8, 2**40), Integer(16), Layout(1, 8), columns=8)],
-        [coded_meta((8, 8), Integer(16), Layout(1, 8)), {"kind": "columns", "shape": [8, 2**40], "count": 1}],
-    ],
-)
-def test_terms_that_claim_more_than_is_stored_are_refused(metas: list, tmp_path):
-    specs = {f"m.terms.{i}.{leaf}": told for i, meta in enumerate(metas) for leaf, told in spec(meta).items()}
-    stored = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in specs.items()}
-    save_file(stored, tmp_path / "model.safetensors")
-    told = {"quant_method": "bitwright", "format": 1, "kinds": [metas], "sites": {"m": 0}, "tied_head": None}
-    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": told}))
-    with pytest.raises(BadRequest, match="a code for every weight"):
-        open_compressed(tmp_path)
 
 
 def test_columns_of_one_word_are_read():
