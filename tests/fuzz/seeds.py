@@ -71,15 +71,9 @@ def recipes(target: str) -> Iterator[tuple[Any, str, dict[str, Any]]]:
         few = tuple(replace(c, rank=2) if hasattr(c, "rank") else c for c in sums.corrections)
         spread = (Outliers(0.05), Outliers(0.05, by_output=True))
         menu = Recipe(Menu(("e2m1", "e2m1")), Layout(1, 16), corrections=spread[1:])
-        more = [replace(ints(16), corrections=spread[:1]), replace(ints(5), rounding=QuantEaseOutlier(0.1, term="columns"))]
-        for recipe in [
-            preset("nvfp4"),
-            preset("w4a8", group=32),
-            replace(sums, corrections=few),
-            known.get("ptqtp")(),
-            menu,
-            *more,
-        ]:
+        columns = replace(ints(5), rounding=QuantEaseOutlier(0.1, term="columns"))
+        found = [preset("nvfp4"), preset("w4a8", group=32), known.get("ptqtp")(), menu, columns]
+        for recipe in [*found, replace(ints(16), corrections=spread[:1]), replace(sums, corrections=few)]:
             yield fitted(recipe), "native", TINY
         yield Recipe(GRIDS["Q4_K"], Layout(1, 32), rules=(Rule(r"re:.*\.(o|down)_proj", ignore=True),)), "native", FLAT
     elif target == "integers":
