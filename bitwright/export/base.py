@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bitwright import index
 from bitwright.activations.base import Activation
-from bitwright.errors import BadRequest, BrokenPromise
+from bitwright.errors import WRONG, BadRequest, BrokenPromise, in_a_line
 from bitwright.export.configuration import method
 from bitwright.grids.base import Params
 from bitwright.progress import Progress
@@ -105,17 +105,14 @@ class Format(Protocol):
         """Raises BadRequest, in one sentence, for a file that is damaged or holds what this version does not know."""
 
 
-WRONG = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, ZeroDivisionError, RuntimeError)
-
-
 @contextmanager
 def reading(root: Path) -> Iterator[None]:
     """The one door for files that others wrote: whatever a reader stumbles over there, the user hears that the file is damaged."""
     try:
         yield
     except WRONG as error:
-        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise BadRequest(f"{root} is damaged or not what its configuration says ({told}); download or write it again.") from error
+        why = in_a_line(error)
+        raise BadRequest(f"{root} is damaged or not what its configuration says ({why}); download or write it again.") from error
 
 
 def format_of(root: Path) -> Format | None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import bitwright
 from bitwright import recipes
+from bitwright.checkpoint import SHARDED, open_checkpoint, weight_files
 from bitwright.errors import BadRequest
 from bitwright.export.base import open_compressed
 from bitwright.export.gptq import order
@@ -150,6 +151,25 @@ def test_a_report_that_is_none_is_named(text: str, whole: Path, tmp_path):
     assert not damaged(whole, tmp_path, damage)
     with pytest.raises(BadRequest, match=r"bitwright\.json.*; remove it"):
         ledger(tmp_path / "damaged")
+
+
+PLAIN = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("config", [[], 7, {}, PLAIN | {"hidden_size": "x"}, PLAIN | {"num_attention_heads": 7},
+    PLAIN | {"num_attention_heads": 0}, PLAIN | {"model_type": []}, PLAIN | {"dtype": "xx"}, PLAIN | {"quantization_config": 5},
+    PLAIN | {"rope_parameters": 7}], ids=str)  # fmt: skip
+def test_a_configuration_that_transformers_does_not_take_is_named(config: Any, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadRequest, match="no model configuration that transformers knows"):
+        open_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("shards", [[], {"a": 1}, {"a": "../model.safetensors"}, {"a": "/dev/null"}, {"a": [], "b": "x"}], ids=str)
+def test_an_index_that_names_no_file_beside_it_is_damaged(shards: Any, tmp_path):
+    (tmp_path / SHARDED).write_text(json.dumps({"weight_map": shards}))
+    with pytest.raises(BadRequest, match="is damaged"):
+        weight_files(tmp_path)
 
 
 @pytest.mark.parametrize(

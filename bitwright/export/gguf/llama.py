@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from bitwright.errors import BadRequest
+from bitwright.errors import BadRequest, in_a_line
 from bitwright.export.gguf import rope
 from bitwright.terms.base import Json
 
@@ -84,8 +84,7 @@ def configured(config: Mapping[str, Json]) -> Any:
     try:
         return AutoConfig.for_model(**config)
     except StrictDataclassError as error:
-        told = " ".join(str(error).split()).rstrip(".")
-        raise BadRequest(f"transformers builds no model of this configuration ({told}); use another model.") from None
+        raise BadRequest(f"transformers builds no model of this configuration ({in_a_line(error)}); use another model.") from None
 
 
 def sizes(config: Any, own_head: bool) -> Sizes:
