@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from bitwright.errors import BadRequest
+from bitwright.errors import WRONG, BadRequest, in_a_line
 
 WEIGHTS, SHARDED = "model.safetensors", "model.safetensors.index.json"
 
@@ -84,8 +84,9 @@ def open_checkpoint(model: str | Path | nn.Module) -> Checkpoint:
 
     try:
         config = AutoConfig.from_pretrained(root)
-    except (ValueError, OSError, KeyError) as error:
-        raise BadRequest(f"{root / 'config.json'} is not a model configuration that transformers knows: {error}") from None
+    except (OSError, *WRONG) as error:
+        why = in_a_line(error)
+        raise BadRequest(f"{root}/config.json is no model configuration that transformers knows ({why}); use another.") from None
     if getattr(config, "quantization_config", None):
         raise BadRequest(f"{root} is already quantized; give the original model, quantizing twice adds the errors.")
     shapes, dtypes, files = {}, {}, {}
@@ -129,7 +130,9 @@ def weight_files(root: Path) -> list[Path]:
     if (root / SHARDED).is_file():
         try:
             names = sorted(set(json.loads((root / SHARDED).read_text())["weight_map"].values()))
-        except (ValueError, KeyError):
+            if any(Path(name).name != name for name in names):
+                raise ValueError("a shard is not beside its index")
+        except WRONG:
             raise BadRequest(f"{root / SHARDED} is damaged; download it again.") from None
         if missing := [n for n in names if not (root / n).is_file()]:
             raise BadRequest(f"{root} lacks {missing[0]} ({len(missing)} of {len(names)} shards missing); download it again.")

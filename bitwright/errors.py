@@ -5,7 +5,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+
+# what a reader, ours or transformers', stumbles with over a file that is not what it says
+WRONG = (
+    KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, ZeroDivisionError, RuntimeError,
+    StrictDataclassError,
+)  # fmt: skip
+
+
+def in_a_line(error: Exception) -> str:
+    """An error in one line, to stand in a sentence."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
 
 
 class BadRequest(Exception):

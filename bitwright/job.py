@@ -22,7 +22,8 @@ from bitwright.checkpoint import Checkpoint, open_checkpoint
 from bitwright.convert import deliver
 from bitwright.errors import BadRequest
 from bitwright.export import native
-from bitwright.export.base import Format, Model, configuration
+from bitwright.export.base import Format, Model
+from bitwright.export.configuration import configuration
 from bitwright.export.native import Native
 from bitwright.export.resumable import NATIVE, Directory, make_room
 from bitwright.kernels.devices import available, memory_left

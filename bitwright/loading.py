@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from bitwright.checkpoint import locate, skeleton
 from bitwright.coded import install
 from bitwright.export import native
-from bitwright.export.base import format_of, open_compressed
+from bitwright.export.base import format_of, open_compressed, reading
 from bitwright.export.native import METHOD, Native, site_inputs, site_metas
 
 
@@ -65,7 +65,8 @@ def load(directory: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     sites = opened.model.metas
     tensors = native.flatten({name: opened.terms(name) for name in sites}, {name: opened.scales(name) for name in sites})
     tensors |= {name: opened.tensor(name) for name in opened.model.kept}
-    config = AutoConfig.for_model(**opened.model.config)
+    with reading(root):
+        config = AutoConfig.for_model(**opened.model.config)
     return assemble(config, tensors, native.fields(opened.model)).to(dtype)
 
 

@@ -69,7 +69,7 @@ def packed(codes: Tensor) -> Tensor:
 
 
 def unpacked(words: Tensor, out: int) -> Tensor:
-    eights = pack.unpack(words.contiguous().view(torch.uint8), 16, out).view(len(words), -1, 8)
+    eights = pack.unpack(pack.octets(words), 16, out).view(len(words), -1, 8)
     return eights[..., ORDER.argsort()].reshape(len(words), out)
 
 

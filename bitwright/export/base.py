@@ -7,7 +7,6 @@ refuses by name and in words, from the metas alone, before a weight is read; its
 is that of the file. Every export is opened again and compared with its source (`verify`).
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,8 @@ from torch import Tensor
 
 from bitwright import index
 from bitwright.activations.base import Activation
-from bitwright.errors import BadRequest, BrokenPromise
+from bitwright.errors import WRONG, BadRequest, BrokenPromise, in_a_line
+from bitwright.export.configuration import method
 from bitwright.grids.base import Params
 from bitwright.progress import Progress
 from bitwright.terms.base import Json, Terms, decode
@@ -105,17 +105,14 @@ class Format(Protocol):
         """Raises BadRequest, in one sentence, for a file that is damaged or holds what this version does not know."""
 
 
-WRONG = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, ZeroDivisionError, RuntimeError)
-
-
 @contextmanager
 def reading(root: Path) -> Iterator[None]:
     """The one door for files that others wrote: whatever a reader stumbles over there, the user hears that the file is damaged."""
     try:
         yield
     except WRONG as error:
-        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise BadRequest(f"{root} is damaged or not what its configuration says ({told}); download or write it again.") from error
+        why = in_a_line(error)
+        raise BadRequest(f"{root} is damaged or not what its configuration says ({why}); download or write it again.") from error
 
 
 def format_of(root: Path) -> Format | None:
@@ -146,25 +143,6 @@ def open_compressed(root: Path, form: Format | None = None) -> Opened:
         return careful
 
     return replace(found, terms=guarded(found.terms), tensor=guarded(found.tensor), scales=guarded(found.scales))
-
-
-def method(root: Path) -> str | None:
-    """The `quant_method` of a directory; None where it is no compressed one. Raises BadRequest where config.json is not one."""
-    if not (root / "config.json").is_file():
-        return None
-    config = configuration(root).get("quantization_config")
-    return str(config.get("quant_method")) if isinstance(config, dict) else None
-
-
-def configuration(root: Path) -> dict[str, Json]:
-    """config.json. Raises BadRequest where it is not one."""
-    try:
-        found = json.loads((root / "config.json").read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadRequest(f"{root / 'config.json'} cannot be read ({error}); download the model again.") from None
-    if not isinstance(found, dict):
-        raise BadRequest(f"{root / 'config.json'} is not a configuration; download the model again.")
-    return found
 
 
 def bytes_of(form: Format, model: Model) -> int:

@@ -8,7 +8,6 @@ follow a permutation (dynamic groups in descending order) are thereby exact. 2, 
 """
 
 from collections.abc import Mapping
-from math import prod
 from typing import Any
 
 import torch
@@ -53,8 +52,8 @@ class GptqPacking:
     def term(self, meta: Mapping[str, Any], stored: Mapping[str, Tensor], config: Mapping[str, Any]) -> Coded:
         grid, layout, out, inp = unfold(meta)
         groups = layout.tiles((out, inp))[1]
-        codes = pack.unpack(stored["qweight"].T.contiguous().view(torch.uint8), grid.levels, inp)
-        zero = pack.unpack(stored["qzeros"].contiguous().view(torch.uint8), grid.levels, out)
+        codes = pack.unpack(pack.octets(stored["qweight"].T), grid.levels, inp)
+        zero = pack.unpack(pack.octets(stored["qzeros"]), grid.levels, out)
         if config.get("checkpoint_format", "gptq") == "gptq":
             zero = (zero + 1) & (grid.levels - 1)  # a zero point of 0 wrapped; 2^b cannot be meant
         columns = None
@@ -88,10 +87,11 @@ class GptqPacking:
 
 def order(g_idx: Tensor, groups: int, inp: int) -> Tensor:
     """The permutation that brings the inputs of each group together. Raises BadRequest where groups are not equally large."""
-    counts = torch.bincount(g_idx.long().clamp_min(0), minlength=groups) if prod(g_idx.shape) else torch.zeros(groups)
-    if len(g_idx) != inp or int(g_idx.min()) < 0 or len(counts) != groups or not (counts == inp // groups).all():
+    found = g_idx.long()
+    known = found.shape == (inp,) and bool(((found >= 0) & (found < groups)).all())  # before a place for each group is made
+    if not known or not (torch.bincount(found, minlength=groups) == inp // groups).all():
         raise BadRequest("g_idx does not give every group the same number of inputs; the files are damaged, download them again.")
-    return g_idx.long().argsort(stable=True)
+    return found.argsort(stable=True)
 
 
 def Gptq() -> Words:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from bitwright.checkpoint import SHARDED, WEIGHTS, header, weight_files
 from bitwright.errors import BadRequest, writing
-from bitwright.export.base import Kept, configuration
+from bitwright.export.base import Kept
+from bitwright.export.configuration import configuration, read_json
 from bitwright.terms.base import Json
 
 SHARD = 4 * 10**9  # bytes from which on a new file begins
@@ -69,8 +70,13 @@ def beside(root: Path) -> list[Path]:
 
 
 def document(root: Path) -> dict[str, Json]:
+    """bitwright.json, where there is one. Raises BadRequest where its report has no number of bytes to compare with."""
     path = root / "bitwright.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    found = read_json(path, "remove it, or compress the model again") if path.is_file() else {}
+    report = found.get("report", {})
+    if not isinstance(report, dict) or not isinstance(report.get("bytes", 0), int):
+        raise BadRequest(f"{path} holds no report of bitwright; remove it, or compress the model again.")
+    return found
 
 
 def copy(paths: Iterable[Path], out: Path) -> None:

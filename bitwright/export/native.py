@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bitwright import index
@@ -16,7 +17,8 @@ from bitwright.activations import base as activations
 from bitwright.activations.base import Activation
 from bitwright.errors import BadRequest
 from bitwright.export import hf
-from bitwright.export.base import Entry, Kept, Metas, Model, Opened, method
+from bitwright.export.base import Entry, Kept, Metas, Model, Opened
+from bitwright.export.configuration import method
 from bitwright.grids.base import Params
 from bitwright.progress import Progress
 from bitwright.terms import base
@@ -68,12 +70,15 @@ class Native:
         inputs = site_inputs(config)
 
         def terms(site: str) -> Terms:
-            return tuple(
-                base.load(meta, {leaf: files.tensor(f"{site}.terms.{i}.{leaf}") for leaf in base.spec(meta)})
-                for i, meta in enumerate(metas[site])
-            )
+            found = []
+            for i, meta in enumerate(metas[site]):
+                stored = {leaf: files.tensor(f"{site}.terms.{i}.{leaf}") for leaf in base.spec(meta)}
+                placed(f"{site}.terms.{i}", meta, stored)
+                found.append(base.load(meta, stored))
+            return tuple(found)
 
         for site, found in metas.items():
+            whole(site, found)
             for i, meta in enumerate(found):
                 for leaf, told in base.spec(meta).items():
                     if (has := files.kept.get(f"{site}.terms.{i}.{leaf}")) != told:
@@ -84,6 +89,28 @@ class Native:
 
         model, entries = Model(plain, metas, kept, tied_head, inputs, files.companions()), Entry.list(files.kept, metas)
         return Opened(model, terms, files.tensor, entries, files.document(), scales)
+
+
+def whole(site: str, metas: Metas) -> None:
+    """That the terms of a matrix have one shape and every input has codes; else a few factors or places, which take next to no
+    bytes, could claim a matrix of any size. Raises BadRequest."""
+    shapes = {tuple(meta["shape"]) for meta in metas}
+    coded = sum(meta["shape"][1] if meta["columns"] is None else meta["columns"] for meta in metas if meta["kind"] == "coded")
+    if len(shapes) != 1 or coded < metas[0]["shape"][1]:
+        told = ", ".join(f"{meta['kind']} of {meta['shape']}" for meta in metas[:4])
+        raise BadRequest(f"The terms of {site} ({told}) do not make one matrix with a code for every weight; download it again.")
+
+
+def placed(name: str, meta: Mapping[str, Json], stored: Mapping[str, Tensor]) -> None:
+    """That the columns which a term names are columns of the matrix, and its rows end one after the other at the last entry.
+    Raises BadRequest."""
+    places = [stored[leaf].long() for leaf in ("columns", "places") if leaf in stored]
+    sound = all(bool(((place >= 0) & (place < meta["shape"][1])).all()) for place in places)
+    if "ends" in stored:
+        ends = torch.nn.functional.pad(stored["ends"].long(), (1, 0))
+        sound &= bool((ends.diff() >= 0).all()) and int(ends[-1]) == meta["count"]
+    if not sound:
+        raise BadRequest(f"{name} names places that its matrix does not have; the file is damaged, download the model again.")
 
 
 def flatten(terms: Mapping[str, Terms], scales: Mapping[str, Params]) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ from bitwright import index
 from bitwright.activations.base import Activation
 from bitwright.errors import BadRequest
 from bitwright.export import hf
-from bitwright.export.base import Entry, Kept, Metas, Model, Opened, method
+from bitwright.export.base import Entry, Kept, Metas, Model, Opened
+from bitwright.export.configuration import method
 from bitwright.export.engines import fused_apart, tied
 from bitwright.grids.integer import Integer
 from bitwright.grids.scales import Float

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from jaxtyping import Integer as Ints
 from torch import Tensor
 
+from bitwright.errors import BadRequest
 from bitwright.grids.base import ALONE, Kin, Leaf, Params, better, nearest_point, weighted
 from bitwright.grids.scales import Float as FloatScale
 
@@ -37,6 +38,10 @@ class TritPlanes:
     weighted: bool = False
     scale: FloatScale = FloatScale()
     width = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.planes <= 10:  # before anything computes 3^planes
+            raise BadRequest(f"Trit-planes are 1 to 10 planes (3 to 59049 levels), not {self.planes}; choose a number in between.")
 
     @property
     def levels(self) -> int:

@@ -55,6 +55,11 @@ def pack(codes: Ints[Tensor, "rows count"], levels: int) -> UInt8[Tensor, "rows 
     return ((value >> shifts) & 255).to(torch.uint8).view(rows, words * size)
 
 
+def octets(words: Ints[Tensor, "rows words"]) -> UInt8[Tensor, "rows bytes"]:
+    """The bytes of words of 32 bits. A column of one word may keep any stride and count as contiguous, so it is copied flat."""
+    return words.reshape(-1).view(torch.uint8).view(len(words), 4 * words.shape[1])
+
+
 def unpack(data: UInt8[Tensor, "rows bytes"], levels: int, count: int) -> Ints[Tensor, "rows count"]:
     """Inverse of `pack`; uint8 where the levels allow it, else int32."""
     digits, size = word(levels)

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitwright.errors import BadRequest
+from bitwright.export.gguf import llama
 from bitwright.export.gguf.container import Container, read
 from bitwright.export.gguf.writer import write
 
@@ -129,6 +130,11 @@ def test_a_long_name_does_not_fill_the_screen(tmp_path: Path):
     with pytest.raises(BadRequest) as refused:
         read(path)
     assert len(str(refused.value)) < 400
+
+
+def test_numbers_of_which_transformers_builds_no_model_are_refused():
+    with pytest.raises(BadRequest, match="builds no model of this configuration"):
+        llama.configured({"model_type": "llama", "hidden_size": 256, "num_attention_heads": 7, "head_dim": 8})
 
 
 # --- any bytes ---------------------------------------------------------------------------------------------------------------

@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bitwright
 from bitwright import recipes
+from bitwright.checkpoint import SHARDED, open_checkpoint, weight_files
 from bitwright.errors import BadRequest
 from bitwright.export.base import open_compressed
+from bitwright.export.gptq import order
 from bitwright.grids.integer import Integer
+from bitwright.index import from_dict
 from bitwright.layout import Layout
 from bitwright.ledger import ledger
 from bitwright.recipe import Recipe
+from bitwright.terms.pack import octets
 
 FORMATS = {
     "native": recipes.get("nvfp4"),
@@ -136,3 +141,53 @@ def test_each_kind_of_damage_is_named(text: str, words: str, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(BadRequest, match=words):
         open_compressed(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "{", '{"report": []}', '{"report": {"bytes": "many"}}', '{"report": {"bytes": {}}}'])
+def test_a_report_that_is_none_is_named(text: str, whole: Path, tmp_path):
+    def damage(root: Path) -> None:
+        (root / "bitwright.json").write_text(text)
+
+    assert not damaged(whole, tmp_path, damage)
+    with pytest.raises(BadRequest, match=r"bitwright\.json.*; remove it"):
+        ledger(tmp_path / "damaged")
+
+
+PLAIN = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("config", [[], 7, {}, PLAIN | {"hidden_size": "x"}, PLAIN | {"num_attention_heads": 7},
+    PLAIN | {"num_attention_heads": 0}, PLAIN | {"model_type": []}, PLAIN | {"dtype": "xx"}, PLAIN | {"quantization_config": 5},
+    PLAIN | {"rope_parameters": 7}], ids=str)  # fmt: skip
+def test_a_configuration_that_transformers_does_not_take_is_named(config: Any, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadRequest, match="no model configuration that transformers knows"):
+        open_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("shards", [[], {"a": 1}, {"a": "../model.safetensors"}, {"a": "/dev/null"}, {"a": [], "b": "x"}], ids=str)
+def test_an_index_that_names_no_file_beside_it_is_damaged(shards: Any, tmp_path):
+    (tmp_path / SHARDED).write_text(json.dumps({"weight_map": shards}))
+    with pytest.raises(BadRequest, match="is damaged"):
+        weight_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "g_idx", [[0] * 8, [0, 0, 0, 1], [0, 0, 0, 0, 1, 1, 1, 2**31 - 1], [-1, 0, 0, 0, 1, 1, 1, 1], [[0] * 4] * 2]
+)
+def test_groups_that_are_not_equally_large_take_no_room(g_idx: list):
+    """A group number may name any of 2^31 groups: it is compared before anything of that size is made."""
+    with pytest.raises(BadRequest, match="g_idx"):
+        order(torch.tensor(g_idx, dtype=torch.int32), 2, 8)
+
+
+@pytest.mark.parametrize("planes", [0, -1, 11, 2**53])
+def test_a_power_of_a_number_from_a_file_is_not_taken(planes: int, within):
+    with within(1), pytest.raises(BadRequest, match=r"1 to 10 planes.*choose"):
+        from_dict({"use": "trit-planes", "planes": planes})
+
+
+def test_columns_of_one_word_are_read():
+    """Whose stride may be anything."""
+    words = torch.tensor([[1, 2, 3]], dtype=torch.int32)
+    assert octets(words.T).tolist() == [[1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0]]

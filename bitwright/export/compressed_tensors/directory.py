@@ -18,11 +18,12 @@ from torch import Tensor
 from bitwright.activations.base import Activation
 from bitwright.errors import BadRequest
 from bitwright.export import hf
-from bitwright.export.base import Entry, Kept, Metas, Model, Opened, method
+from bitwright.export.base import Entry, Kept, Metas, Model, Opened
 from bitwright.export.compressed_tensors import inputs as online
 from bitwright.export.compressed_tensors import tensors as fields
 from bitwright.export.compressed_tensors.inputs import part_of
 from bitwright.export.compressed_tensors.scheme import Scheme, metas_of, plain, scheme
+from bitwright.export.configuration import method
 from bitwright.export.engines import fused_apart, kernel, tied
 from bitwright.grids.base import Params
 from bitwright.progress import Progress

@@ -91,11 +91,11 @@ def term(meta: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Coded:
         if "weight" in stored:
             codes = stored["weight"].int() + 2 ** (bits - 1)
         else:
-            codes = pack.unpack(stored["weight_packed"].view(torch.uint8), 2**bits, inp)
+            codes = pack.unpack(pack.octets(stored["weight_packed"]), 2**bits, inp)
         if not grid.symmetric:
             zero = stored["weight_zero_point"]
             packed = zero.dtype == torch.int32
-            rows = pack.unpack(zero.T.contiguous().view(torch.uint8), 2**bits, tiles[0]).T if packed else zero + 2 ** (bits - 1)
+            rows = pack.unpack(pack.octets(zero.T), 2**bits, tiles[0]).T if packed else zero + 2 ** (bits - 1)
             params["zero"] = rows.reshape(-1, 1).to(torch.uint8)
         return Coded((out, inp), grid, layout, codes.to(small(grid.levels)), params)
     if grid.table == "e4m3":

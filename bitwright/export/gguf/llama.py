@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from bitwright.errors import BadRequest
+from bitwright.errors import BadRequest, in_a_line
 from bitwright.export.gguf import rope
 from bitwright.terms.base import Json
 
@@ -77,10 +77,14 @@ class Sizes:
 
 
 def configured(config: Mapping[str, Json]) -> Any:
-    """A config.json with the defaults of transformers filled in."""
+    """A config.json with the defaults of transformers filled in. Raises BadRequest where these numbers make no model."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(**config)
+    try:
+        return AutoConfig.for_model(**config)
+    except StrictDataclassError as error:
+        raise BadRequest(f"transformers builds no model of this configuration ({in_a_line(error)}); use another model.") from None
 
 
 def sizes(config: Any, own_head: bool) -> Sizes:

@@ -19,7 +19,8 @@ from torch import Tensor
 from bitwright.activations.base import Activation
 from bitwright.errors import BadRequest
 from bitwright.export import hf
-from bitwright.export.base import Kept, Metas, Model, Opened, method
+from bitwright.export.base import Kept, Metas, Model, Opened
+from bitwright.export.configuration import method
 from bitwright.export.gguf import container, llama, matrices, rope, tokenizer, writer
 from bitwright.export.gguf.llama import Place
 from bitwright.export.gguf.opened import opened
