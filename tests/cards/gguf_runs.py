@@ -94,7 +94,7 @@ def floats(root: Path, dtype: torch.dtype) -> Opened:
     source = open_checkpoint(root)
     kept = {name: (source.shapes[name], dtype) for name in source.shapes}
     model = Model(configuration(root), {}, kept, companions=beside(root))
-    return Opened(model, lambda _: (), lambda name: source.tensor(name).to(dtype), [], beside(root))
+    return Opened(model, lambda _: (), lambda name: source.tensor(name).to(dtype), [])
 
 
 @pytest.fixture
