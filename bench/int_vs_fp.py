@@ -21,22 +21,8 @@ from torch import Tensor, nn
 import bitwright
 from bitwright.evaluation import Baseline, evaluate
 from bitwright.grids.base import Grid
-from bitwright.grids.integer import Integer
-from bitwright.grids.micro import E4M3, E8M0
-from bitwright.grids.table import Table
 from bitwright.job import text_windows
-
-UP = E8M0("up")
-FORMATS: dict[str, tuple[Grid, int]] = {
-    "MXINT8": (Integer(255, True, scale=UP), 32),
-    "MXFP8": (Table("e4m3", scale=UP), 32),
-    "MXINT6": (Integer(63, True, scale=UP), 32),
-    "MXFP6": (Table("e2m3", scale=UP), 32),
-    "MXINT4": (Integer(15, True, scale=UP), 32),
-    "MXFP4": (Table("e2m1", scale=UP), 32),
-    "NVINT4": (Integer(15, True, scale=E4M3()), 16),
-    "NVFP4": (Table("e2m1", scale=E4M3()), 16),
-}
+from bitwright.recipes.int_vs_fp import FORMATS
 
 
 class Cast(nn.Module):

@@ -79,6 +79,7 @@ RECIPES: dict[str, str] = {
     "ptqtp": "bitwright.recipes.ptqtp:ptqtp",
     "bitmod": "bitwright.recipes.bitmod:bitmod",
     "fp-diffusion": "bitwright.recipes.fp_diffusion:fp_diffusion",
+    "int-vs-fp": "bitwright.recipes.int_vs_fp:int_vs_fp",
     "flexq": "bitwright.recipes.flexq:flexq",
     "zeroquant-v2": "bitwright.recipes.zeroquant_v2:zeroquant_v2",
 }
@@ -90,7 +91,7 @@ FORMATS: dict[str, str] = {  # what `export` writes and opens
     "awq": "bitwright.export.awq:Awq",
     "gguf": "bitwright.export.gguf.model:Gguf",
     "onnx": "bitwright.export.onnx.directory:Onnx",
-    "onnx-qdq": "bitwright.export.onnx.qdq:OnnxQdq",
+    "onnx-qdq": "bitwright.export.onnx.directory:OnnxQdq",
     "openvino": "bitwright.export.openvino.directory:Openvino",
 }
 

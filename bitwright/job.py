@@ -24,6 +24,7 @@ from bitwright.errors import BadRequest
 from bitwright.export import native
 from bitwright.export.base import Format, Model
 from bitwright.export.configuration import configuration
+from bitwright.export.hf import beside
 from bitwright.export.native import Native
 from bitwright.export.resumable import NATIVE, Directory, make_room
 from bitwright.kernels.devices import available, memory_left
@@ -249,14 +250,8 @@ class Job:
         return found
 
     def companions(self) -> list[Path]:
-        """Files of the source that are copied as they are: tokenizer, generation settings, chat template, licence."""
-        if self.source.root is None:
-            return []
-        skip = {"config.json", "model.safetensors.index.json", "bitwright.json", "training.json", "README.md"}
-        kinds = {".json", ".txt", ".model", ".jinja"}
-        return sorted(
-            p for p in self.source.root.iterdir() if p.name not in skip and (p.suffix in kinds or p.name.startswith("LICENSE"))
-        )
+        """Files of the source that are copied as they are."""
+        return [] if self.source.root is None else beside(self.source.root)
 
     def report(self, road: Road, seconds: float) -> Report:
         data, recipe = self.data, self.plan.recipe

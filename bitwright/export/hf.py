@@ -5,7 +5,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from bitwright.checkpoint import SHARDED, WEIGHTS, header, weight_files
 from bitwright.errors import BadRequest, writing
-from bitwright.export.base import Kept
+from bitwright.export.base import Kept, Opened
 from bitwright.export.configuration import configuration, read_json
+from bitwright.progress import Progress
 from bitwright.terms.base import Json
 
 SHARD = 4 * 10**9  # bytes from which on a new file begins
@@ -83,6 +84,14 @@ def copy(paths: Iterable[Path], out: Path) -> None:
     with writing(out):
         for path in paths:
             shutil.copy(path, out / path.name)
+
+
+def stream(source: Opened, fields: Callable[[str], Mapping[str, Tensor]], progress: Progress) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a model: those of every matrix, by `fields`, under its name; then what is not compressed."""
+    for i, site in enumerate(source.model.metas):
+        yield from ((f"{site}.{leaf}", t) for leaf, t in fields(site).items())
+        progress("writing", i + 1, len(source.model.metas))
+    yield from ((name, source.tensor(name)) for name in source.model.kept)
 
 
 def write(out: Path, tensors: Iterator[tuple[str, Tensor]], config: Mapping[str, Json], companions: Sequence[Path]) -> None:

@@ -3,7 +3,7 @@
 It holds every sum of terms that there is, and is what other formats are made from.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -45,16 +45,11 @@ class Native:
         return kept[1].itemsize * prod(kept[0])
 
     def write(self, source: Opened, out: Path, progress: Progress) -> None:
-        def stream() -> Iterator[tuple[str, Tensor]]:
-            for i, name in enumerate(source.model.metas):
-                yield from flatten({name: source.terms(name)}, {name: source.scales(name)}).items()
-                progress("writing", i + 1, len(source.model.metas))
-            yield from ((name, source.tensor(name)) for name in source.model.kept)
-
         config = {**source.model.config, "quantization_config": fields(source.model)}
         if source.model.tied_head:
             config["tie_word_embeddings"] = False
-        hf.write(out, stream(), config, source.model.companions)
+        stream = hf.stream(source, lambda site: leaves(source.terms(site), source.scales(site)), progress)
+        hf.write(out, stream, config, source.model.companions)
 
     def recognises(self, root: Path) -> bool:
         return method(root) == METHOD
@@ -72,13 +67,12 @@ class Native:
         def terms(site: str) -> Terms:
             found = []
             for i, meta in enumerate(metas[site]):
-                stored = {leaf: files.tensor(f"{site}.terms.{i}.{leaf}") for leaf in base.spec(meta)}
-                placed(f"{site}.terms.{i}", meta, stored)
-                found.append(base.load(meta, stored))
+                found.append(base.load(meta, {leaf: files.tensor(f"{site}.terms.{i}.{leaf}") for leaf in base.spec(meta)}))
+            if not torch.isfinite(base.decode(tuple(found))).all():
+                raise BadRequest(f"{site} decodes to NaN or infinity; the file is damaged, download it again.")
             return tuple(found)
 
         for site, found in metas.items():
-            whole(site, found)
             for i, meta in enumerate(found):
                 for leaf, told in base.spec(meta).items():
                     if (has := files.kept.get(f"{site}.terms.{i}.{leaf}")) != told:
@@ -101,26 +95,15 @@ def whole(site: str, metas: Metas) -> None:
         raise BadRequest(f"The terms of {site} ({told}) do not make one matrix with a code for every weight; download it again.")
 
 
-def placed(name: str, meta: Mapping[str, Json], stored: Mapping[str, Tensor]) -> None:
-    """That the columns which a term names are columns of the matrix, and its rows end one after the other at the last entry.
-    Raises BadRequest."""
-    places = [stored[leaf].long() for leaf in ("columns", "places") if leaf in stored]
-    sound = all(bool(((place >= 0) & (place < meta["shape"][1])).all()) for place in places)
-    if "ends" in stored:
-        ends = torch.nn.functional.pad(stored["ends"].long(), (1, 0))
-        sound &= bool((ends.diff() >= 0).all()) and int(ends[-1]) == meta["count"]
-    if not sound:
-        raise BadRequest(f"{name} names places that its matrix does not have; the file is damaged, download the model again.")
-
-
 def flatten(terms: Mapping[str, Terms], scales: Mapping[str, Params]) -> dict[str, Tensor]:
-    """Terms by site name, and what is stored of the inputs: `<site>.terms.<i>.<leaf>` and `<site>.inputs.<leaf>`."""
-    return {
-        f"{name}.terms.{i}.{leaf}": t
-        for name, ts in terms.items()
-        for i, term in enumerate(ts)
-        for leaf, t in term.tensors().items()
-    } | {f"{name}.inputs.{leaf}": t.contiguous() for name, p in scales.items() for leaf, t in p.items()}
+    """The tensors of matrices by name."""
+    return {f"{name}.{leaf}": t for name, ts in terms.items() for leaf, t in leaves(ts, scales.get(name, {})).items()}
+
+
+def leaves(terms: Terms, scales: Params) -> dict[str, Tensor]:
+    """What is stored of one matrix and its inputs: `terms.<i>.<leaf>` and `inputs.<leaf>`."""
+    found = {f"terms.{i}.{leaf}": t for i, term in enumerate(terms) for leaf, t in term.tensors().items()}
+    return found | {f"inputs.{leaf}": t.contiguous() for leaf, t in scales.items()}
 
 
 def fields(model: Model) -> dict[str, Json]:
@@ -152,7 +135,10 @@ def site_metas(config: Mapping[str, Json]) -> dict[str, list[dict[str, Json]]]:
     """Inverse of `quantization_config`. Raises BadRequest on a format of the future."""
     if config["format"] > FORMAT:
         raise BadRequest(f"This directory has format {config['format']}; this bitwright reads up to {FORMAT}, update it.")
-    return {name: config["kinds"][kind] for name, kind in config["sites"].items()}
+    found = {name: config["kinds"][kind] for name, kind in config["sites"].items()}
+    for site, metas in found.items():
+        whole(site, metas)
+    return found
 
 
 def site_inputs(config: Mapping[str, Json]) -> dict[str, Activation]:

@@ -2,7 +2,7 @@
 lie in the words; what is around them is here, once. Cards: formats, sections 4 and 5.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -99,17 +99,19 @@ class Words:
     def write(self, source: Opened, out: Path, progress: Progress) -> None:
         names = list(source.model.metas)
 
-        def stream() -> Iterator[tuple[str, Tensor]]:
-            for i, name in enumerate(names):
-                (term,) = source.terms(name)
-                yield from ((f"{name}.{leaf}", t) for leaf, t in self.packing.tensors(term).items())  # type: ignore[arg-type]
-                progress("writing", i + 1, len(names))
-            yield from ((name, source.tensor(name)) for name in source.model.kept)
+        def stored(site: str) -> dict[str, Tensor]:
+            (term,) = source.terms(site)
+            return self.packing.tensors(term)  # type: ignore[arg-type]
 
         linears = {n.removesuffix(".weight") for n, (s, _) in source.model.kept.items() if n.endswith(".weight") and len(s) == 2}
         ignored = sorted(n for n in linears if "embed" not in n)
         config = self.packing.config(*self.scheme(names[0], source.model.metas[names[0]]), ignored)
-        hf.write(out, stream(), {**source.model.config, "quantization_config": config}, source.model.companions)
+        hf.write(
+            out,
+            hf.stream(source, stored, progress),
+            {**source.model.config, "quantization_config": config},
+            source.model.companions,
+        )
 
     def recognises(self, root: Path) -> bool:
         return method(root) == self.packing.method

@@ -10,6 +10,7 @@ from bitwright.recipes.bitmod import bitmod as bitmod
 from bitwright.recipes.flexq import flexq as flexq
 from bitwright.recipes.fp_diffusion import fp_diffusion as fp_diffusion
 from bitwright.recipes.gptq import gptq as gptq
+from bitwright.recipes.int_vs_fp import int_vs_fp as int_vs_fp
 from bitwright.recipes.ptqtp import ptqtp as ptqtp
 from bitwright.recipes.quantease import quantease as quantease
 from bitwright.recipes.quantease_outlier import quantease_outlier as quantease_outlier

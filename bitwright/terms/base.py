@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitwright import index
+from bitwright.errors import BadRequest
 
 Json = Any
 Spec = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -60,7 +61,20 @@ def spec(meta: Mapping[str, Json]) -> Spec:
 
 
 def load(meta: Mapping[str, Json], tensors: Mapping[str, Tensor]) -> Term:
+    """The term of a meta and its tensors. Raises BadRequest where these name places that the matrix does not have."""
+    placed(meta, tensors)
     return index.resolve("terms", meta["kind"]).load(meta, tensors)
+
+
+def placed(meta: Mapping[str, Json], stored: Mapping[str, Tensor]) -> None:
+    """That the columns which a term names are columns of the matrix, and its rows end one after the other at the last entry."""
+    places = [stored[leaf].long() for leaf in ("columns", "places") if leaf in stored]
+    sound = all(bool(((place >= 0) & (place < meta["shape"][1])).all()) for place in places)
+    if "ends" in stored:
+        ends = torch.nn.functional.pad(stored["ends"].long(), (1, 0))
+        sound &= bool((ends.diff() >= 0).all()) and int(ends[-1]) == meta["count"]
+    if not sound:
+        raise BadRequest("A term names places that its matrix does not have; the file is damaged, download the model again.")
 
 
 def stored_bits(terms: Terms | tuple[Mapping[str, Json], ...]) -> int:

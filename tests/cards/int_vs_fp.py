@@ -13,18 +13,8 @@ from bitwright.grids.base import Grid
 from bitwright.grids.integer import Integer
 from bitwright.grids.micro import E4M3, E8M0
 from bitwright.grids.table import Table
+from bitwright.recipes.int_vs_fp import FORMATS, UP
 
-UP = E8M0("up")
-FORMATS: dict[str, tuple[Grid, int]] = {
-    "MXINT8": (Integer(255, True, scale=UP), 32),
-    "MXFP8": (Table("e4m3", scale=UP), 32),
-    "MXINT6": (Integer(63, True, scale=UP), 32),
-    "MXFP6": (Table("e2m3", scale=UP), 32),
-    "MXINT4": (Integer(15, True, scale=UP), 32),
-    "MXFP4": (Table("e2m1", scale=UP), 32),
-    "NVINT4": (Integer(15, True, scale=E4M3()), 16),
-    "NVFP4": (Table("e2m1", scale=E4M3()), 16),
-}
 CARD = {  # dB
     "gauss": (41.61, 31.53, 29.42, 30.96, 16.85, 18.76, 21.28, 20.44),
     "laplace": (39.95, 31.55, 27.70, 30.24, 14.91, 17.59, 19.77, 20.66),

@@ -21,8 +21,7 @@ from bitwright.errors import BadRequest
 from bitwright.export.base import bytes_of, format_of, verify
 from bitwright.export.native import Native
 from bitwright.export.onnx import directory
-from bitwright.export.onnx.directory import FILE, Onnx
-from bitwright.export.onnx.qdq import OnnxQdq
+from bitwright.export.onnx.directory import FILE, Onnx, OnnxQdq
 from bitwright.grids.integer import Integer
 from bitwright.grids.micro import E8M0
 from bitwright.grids.table import Table

@@ -6,7 +6,7 @@ must share a scheme. Checked against release 0.20 and transformers 5.17; kernels
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -58,17 +58,13 @@ class CompressedTensors:
     def write(self, source: Opened, out: Path, progress: Progress) -> None:
         schemes = schemes_of(source.model)
 
-        def stream() -> Iterator[tuple[str, Tensor]]:
-            for i, (name, one) in enumerate(schemes.items()):
-                (term,) = source.terms(name)
-                found = fields.tensors(term, one.format)  # type: ignore[arg-type]
-                found |= online.tensors(source.model.inputs.get(name), source.scales(name))
-                yield from ((f"{name}.{leaf}", t) for leaf, t in found.items())
-                progress("writing", i + 1, len(schemes))
-            yield from ((name, source.tensor(name)) for name in source.model.kept)
+        def stored(site: str) -> dict[str, Tensor]:
+            (term,) = source.terms(site)
+            found = fields.tensors(term, schemes[site].format)  # type: ignore[arg-type]
+            return found | online.tensors(source.model.inputs.get(site), source.scales(site))
 
         config = {**source.model.config, "quantization_config": quantization_config(source.model, schemes)}
-        hf.write(out, stream(), config, source.model.companions)
+        hf.write(out, hf.stream(source, stored, progress), config, source.model.companions)
 
     def recognises(self, root: Path) -> bool:
         return method(root) == METHOD

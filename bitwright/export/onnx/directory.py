@@ -105,3 +105,8 @@ def save(onnx: Any, proto: Any, source: Opened, out: Path, apart: bool) -> None:
             document.beside(out, source)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def OnnxQdq() -> Onnx:
+    """The format `onnx-qdq`: standard operators only, as any engine of opset 21 can run."""
+    return Onnx("qdq")
