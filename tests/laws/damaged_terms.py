@@ -72,3 +72,15 @@ def test_places_outside_a_matrix_are_named(metas: list[Any], filled: dict[str, l
         return
     with pytest.raises(BadRequest, match="places that its matrix does not have"):
         opened.terms("m")
+
+
+def test_a_model_is_not_loaded_past_the_checks(tiny_llama, tmp_path):
+    """transformers reads native directories too; what terms claim is asked there as it is everywhere."""
+    bitwright.compress(tiny_llama(), bitwright.recipes.rtn(group=32), out=tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    config = json.loads(path.read_text())
+    for kind in config["quantization_config"]["kinds"]:
+        kind[0]["columns"] = 32
+    path.write_text(json.dumps(config))
+    with pytest.raises(BadRequest, match="a code for every weight"):
+        bitwright.load(tmp_path / "m")
