@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import bitwright
 from bitwright.errors import BadRequest
 from bitwright.export.base import open_compressed
 from bitwright.grids.integer import Integer
