@@ -25,8 +25,9 @@ FORMATS: dict[str, tuple[Any, int]] = {
 }
 
 
-def int_vs_fp(form: str = "MXINT8", inputs: bool = False) -> Recipe:
+def int_vs_fp(form: str = "MXINT8", inputs: bool = False, group: int | None = None) -> Recipe:
     if form not in FORMATS:
         raise BadRequest(f"int-vs-fp compares {', '.join(FORMATS)}, not {form!r}; choose one of these.")
-    grid, group = FORMATS[form]
-    return Recipe(grid, Layout(1, group), Nearest(), activations=Dynamic(grid, group) if inputs else None, name="int-vs-fp")
+    grid, own = FORMATS[form]
+    size = group or own
+    return Recipe(grid, Layout(1, size), Nearest(), activations=Dynamic(grid, size) if inputs else None, name="int-vs-fp")
