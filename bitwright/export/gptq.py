@@ -3,8 +3,9 @@
     qweight int32 [inp b / 32, out]    qzeros int32 [groups, out b / 32]    scales fp16 [groups, out]    g_idx int32 [inp]
 
 The first format stores z - 1, so a zero point of 0 wraps and is lost; `gptq_v2` stores z itself. We write the first where zero
-points are symmetric, which every loader knows, and the second where they are not. g_idx is the group of each input; groups that
-follow a permutation (dynamic groups in descending order) are thereby exact. 2, 3, 4 and 8 bits; 3-bit codes straddle words.
+points are symmetric, which every loader knows, and the second where they are not; also where codes have 3 bits, because
+GPTQModel (4.0) turns the first into the second with the constants of two words swapped there. g_idx is the group of each input;
+groups that follow a permutation (dynamic groups in descending order) are thereby exact. 3-bit codes straddle words.
 """
 
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ class GptqPacking:
         codes, zero, scales = groups_of(term)
         levels, cols = term.grid.levels, term.layout.block((term.shape[0], term.shape[1]))[1]
         full = 2 ** (levels - 1).bit_length()
-        stored = zero - 1 if term.grid.symmetric else zero  # type: ignore[attr-defined]
+        stored = zero - 1 if first(term.grid.symmetric, (levels - 1).bit_length()) else zero  # type: ignore[attr-defined]
         place = torch.arange(term.shape[1]) if term.columns is None else term.columns.long().argsort()
         return {
             "qweight": pack.pack(codes, full).view(torch.int32).T.contiguous(),
@@ -77,12 +78,17 @@ class GptqPacking:
             "desc_act": ordered,
             "sym": symmetric,
             "lm_head": False,
-            "checkpoint_format": "gptq" if symmetric else "gptq_v2",
+            "checkpoint_format": "gptq" if first(symmetric, bits) else "gptq_v2",
             "pack_dtype": "int32",
             "meta": {"quantizer": ["bitwright"]},
         }
         skipped: dict[str, Json] = {f"-:{name}": {} for name in ignored if name != "lm_head"}
         return found | ({"dynamic": skipped} if skipped else {})
+
+
+def first(symmetric: bool, bits: int) -> bool:
+    """Whether zero points are stored by the first format."""
+    return symmetric and bits != 3
 
 
 def order(g_idx: Tensor, groups: int, inp: int) -> Tensor:
