@@ -1,7 +1,7 @@
 """The logits of GPTQ directories as transformers computes them with GPTQModel's plain torch kernel, in an environment of their own.
 
-    BUILD_CUDA_EXT=0 pip install --no-build-isolation -r gptqmodel.txt      (torch first: the package asks for it while it is built)
-    python gptqmodel_logits.py --tokens FILE DIR [DIR ...]                  writes logits.safetensors into every directory
+BUILD_CUDA_EXT=0 pip install --no-build-isolation -r gptqmodel.txt      (torch first: the package asks for it while it is built)
+python gptqmodel_logits.py --tokens FILE DIR [DIR ...]                  writes logits.safetensors into every directory
 """
 
 import argparse
