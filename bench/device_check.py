@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 import bitwright
 from bitwright import recipes, zoo
+from bitwright.calibrate.text import text_windows
 from bitwright.evaluation import Baseline, evaluate
-from bitwright.job import text_windows
 
 
 def main() -> None:

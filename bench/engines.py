@@ -19,8 +19,8 @@ import torch
 
 import bitwright
 from bitwright import recipes
+from bitwright.calibrate.text import text_windows
 from bitwright.convert import convert
-from bitwright.job import text_windows
 from bitwright.ledger import ledger
 
 FP32 = "session.qdq_matmulnbits_accuracy_level"

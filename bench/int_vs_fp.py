@@ -19,9 +19,9 @@ from scipy.linalg import hadamard
 from torch import Tensor, nn
 
 import bitwright
+from bitwright.calibrate.text import text_windows
 from bitwright.evaluation import Baseline, evaluate
 from bitwright.grids.base import Grid
-from bitwright.job import text_windows
 from bitwright.recipes.int_vs_fp import FORMATS
 
 

@@ -28,10 +28,10 @@ from transformers import AutoTokenizer
 import bitwright
 from bitwright import recipes, zoo
 from bitwright.calibrate.stats import Gram
+from bitwright.calibrate.text import text_windows
 from bitwright.coded import CodedLinear
 from bitwright.evaluation import Baseline, Evaluation, evaluate, paired
 from bitwright.export.gguf.blocks import BLOCKS
-from bitwright.job import text_windows
 from bitwright.terms.coded import Coded
 
 MODEL = "zoo:lm"

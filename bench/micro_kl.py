@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 
 import bitwright
 from bitwright import recipes, zoo
+from bitwright.calibrate.text import text_windows
 from bitwright.evaluation import Baseline, evaluate
 from bitwright.evaluation.evaluation import paired
-from bitwright.job import text_windows
 
 HERE = Path(__file__).parent
 

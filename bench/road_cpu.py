@@ -117,8 +117,8 @@ def main() -> None:
 
     import bitwright
     from bitwright import zoo
+    from bitwright.calibrate.text import text_windows
     from bitwright.evaluation import Baseline, evaluate, paired
-    from bitwright.job import text_windows
 
     work = Path(tempfile.mkdtemp(prefix="road_cpu."))
     tokens, model = work / "tokens.safetensors", zoo.path("lm") if args.model == "zoo:lm" else random_llama(work / "random")

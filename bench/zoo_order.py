@@ -16,8 +16,8 @@ from transformers import AutoTokenizer
 
 import bitwright
 from bitwright import recipes, zoo
+from bitwright.calibrate.text import text_windows
 from bitwright.evaluation import Baseline, Evaluation, evaluate, paired
-from bitwright.job import text_windows
 from bitwright.rounding.gptq import GPTQ
 
 MODEL = "zoo:lm"

@@ -22,7 +22,7 @@ _PUBLIC = {
     "Recipe": "bitwright.recipe:Recipe",
     "Report": "bitwright.report:Report",
     "Rule": "bitwright.recipe:Rule",
-    "calibration": "bitwright.job:calibration",
+    "calibration": "bitwright.calibrate.text:calibration",
     "compress": "bitwright.job:compress",
     "evaluate": "bitwright.evaluation:evaluate",
     "load": "bitwright.loading:load",

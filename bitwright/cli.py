@@ -63,8 +63,9 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Compress MODEL into OUT, block by block, and report what it costs."""
+    from bitwright.calibrate.text import text_windows
     from bitwright.checkpoint import size_in_bytes
-    from bitwright.job import Job, choose_device, text_windows
+    from bitwright.job import Job, choose_device
 
     chosen = choose(model, recipe, bits, group, option or [], ignore or [], head, budget)
     if size is not None:

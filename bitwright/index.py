@@ -58,6 +58,16 @@ PARTS: dict[str, dict[str, str]] = {
     },
     "allocation": {
         "uniform": "bitwright.allocation.uniform:Uniform",
+        "greedy": "bitwright.allocation.greedy:Greedy",
+        "water-level": "bitwright.allocation.water_level:WaterLevel",
+        "integer-program": "bitwright.allocation.integer_program:IntegerProgram",
+        "dynamic-program": "bitwright.allocation.dynamic:DynamicProgram",
+    },
+    "probes": {
+        "gram-error": "bitwright.allocation.probes:GramError",
+        "fisher-loss": "bitwright.allocation.probes:Fisher",
+        "divergence": "bitwright.allocation.probes:Divergence",
+        "anchored": "bitwright.allocation.probes:Anchored",
     },
     "stats": {
         "gram": "bitwright.calibrate.stats:Gram",

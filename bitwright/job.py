@@ -16,7 +16,8 @@ from torch import nn
 import bitwright
 from bitwright import index
 from bitwright.calibrate.collect import collect
-from bitwright.calibrate.data import Split, Windows
+from bitwright.calibrate.data import Windows
+from bitwright.calibrate.gradients import GRADIENTS
 from bitwright.calibrate.store import Store
 from bitwright.checkpoint import Checkpoint, open_checkpoint
 from bitwright.convert import deliver
@@ -28,6 +29,7 @@ from bitwright.export.hf import beside
 from bitwright.export.native import Native
 from bitwright.export.resumable import NATIVE, Directory, make_room
 from bitwright.kernels.devices import available, memory_left
+from bitwright.menus import by_price
 from bitwright.plan import Plan, plan
 from bitwright.progress import Progress, silent
 from bitwright.provenance import here, peak_memory
@@ -62,39 +64,18 @@ def compress(
     Returns the compressed model, on the CPU in fp32, and the report.
     Raises BadRequest with cause and remedy; blocks that were finished before it stay resumable.
     """
+    from bitwright.allotting import allotted
+
     job = Job.of(model, recipe, data, wiring, strict, form)
     target, known = (Path(p) if p else None for p in (out, stats))
-    road = job.road(target, known, batch, choose_device(device), progress)
-    report = job.run(road, resume, overwrite)
+    with allotted(job, known, batch, choose_device(device), progress) as (job, known):
+        road = job.road(target, known, batch, choose_device(device), progress)
+        report = job.run(road, resume, overwrite)
     if out:
         return bitwright.load(out), report
     from bitwright.loading import assemble
 
     return assemble(job.source.config, road.tensors, job.quantization_config(road)), report
-
-
-def calibration(model: str | Path, source: str = "stdlib", samples: int = 128, length: int = 512, seed: int = 0) -> Windows:
-    """Calibration windows of a source of text, in the tokens of a model."""
-    return text_windows(model, source, samples, length, "calibration", seed)
-
-
-def text_windows(model: str | Path, source: str, samples: int, length: int, split: Split, seed: int = 0) -> Windows:
-    """Windows of a source of text in the tokens of a model. Raises BadRequest where there is no tokenizer or too little text."""
-    from transformers import AutoTokenizer
-
-    from bitwright.calibrate.data import windows
-    from bitwright.checkpoint import locate
-
-    root = locate(str(model))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(root)
-    except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0].rstrip(".:")
-        raise BadRequest(
-            f"{model} has no tokenizer that transformers can read ({why}); "
-            "add its tokenizer files, or evaluate --against its original."
-        ) from None
-    return windows(tokenizer, source, samples=samples, length=length, split=split, seed=seed)
 
 
 def choose_device(name: str) -> torch.device:
@@ -110,6 +91,9 @@ class Job:
     plan: Plan
     data: Windows | None
     form: Format = Native()
+    recipe: Recipe = Recipe()  # as asked: its budget not yet spent
+    strict: bool = False
+    allotment: Mapping[str, Any] | None = None  # how a budget was spent, for the report
 
     @classmethod
     def of(
@@ -132,10 +116,18 @@ class Job:
             raise BadRequest("This version has no transforms yet; leave them out of the recipe.")
         if data is not None and int(data.ids.max()) >= source.config.vocab_size:
             raise BadRequest("The calibration tokens are not of this model's vocabulary; make them with its own tokenizer.")
-        job = cls(source, plan(source, wiring, recipe, strict, writer), data, writer)
+        spent = recipe if recipe.budget is None else by_price(source, recipe, wiring, writer, strict)
+        job = cls(source, plan(source, wiring, spent, strict, writer), data, writer, recipe, strict)
         if why := writer.refusal(job.model()):
             raise BadRequest(why)
         return job
+
+    def following(self, recipe: Recipe, allotment: Mapping[str, Any]) -> "Job":
+        """The same request by a recipe in which the budget is spent."""
+        found = replace(self, plan=plan(self.source, self.plan.wiring, recipe, self.strict, self.form), allotment=allotment)
+        if why := found.form.refusal(found.model()):
+            raise BadRequest(why)
+        return found
 
     def model(self) -> Model:
         """What the format must know, from the plan alone."""
@@ -162,7 +154,7 @@ class Job:
         if needs and self.data is None:
             if store is None:
                 raise BadRequest(f"The recipe {self.plan.recipe.name!r} needs calibration data; give some with --data.")
-            if not store.full(self.plan.blocks, needs):
+            if not store.full(self.plan.blocks, [n for n in needs if n not in GRADIENTS]):
                 raise BadRequest(f"{stats} does not hold all statistics of this model; fill it by giving the data with --data.")
         return road
 
@@ -268,6 +260,7 @@ class Job:
                 "seed": data.seed,
             },
             "inputs": inputs_of(road),
+            "allocation": self.allotment,
         }
         shapes, dtypes = self.source.shapes, self.source.dtypes
         return Report(

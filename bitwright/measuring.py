@@ -8,11 +8,12 @@ import torch
 from transformers import AutoTokenizer
 
 from bitwright import console, page
+from bitwright.calibrate.text import text_windows
 from bitwright.checkpoint import locate
 from bitwright.evaluation import Baseline, evaluate
 from bitwright.evaluation.speed import speeds
 from bitwright.export.base import open_compressed
-from bitwright.job import choose_device, compress, text_windows
+from bitwright.job import choose_device, compress
 from bitwright.loading import load
 from bitwright.recipe import Recipe
 from bitwright.report import Report, Row

@@ -6,11 +6,9 @@ matrix is replaced by the nearest that does, and the extra bits are listed; `str
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from math import prod
 from typing import Any
 
-import torch
 from torch import nn
 
 from bitwright.activations.base import Activation
@@ -90,12 +88,12 @@ def plan(source: Checkpoint, wiring: Wiring, recipe: Recipe, strict: bool = Fals
     Raises BadRequest with cause and remedy."""
     model = skeleton(source.config)
     blocks = wiring.block_list(model)
-    named = {name: s for i in range(len(blocks)) for name, s in sites(blocks[i], f"{wiring.blocks}.{i}.").items()}
+    named = inside(model, wiring)
     tied = bool(getattr(source.config, "tie_word_embeddings", False))
-    recipe = resolve_budget(recipe, named, form)
     planned = {n: p for n, s in named.items() if (p := plan_site(n, s, recipe.of(n), strict, form)) is not None}
     if recipe.head:
-        planned |= plan_head(model, wiring, recipe, tied, strict, form)
+        outer = heads(model, wiring, recipe, tied)
+        planned |= {n: p for n, (s, own) in outer.items() if (p := plan_site(n, s, own, strict, form)) is not None}
     outside = (wiring.head, *wiring.embed)
     if unused := [
         r.match for r in recipe.rules if not any(map(r.matches, (*named, *(outside if r.ignore or recipe.head else ()))))
@@ -108,9 +106,9 @@ def plan(source: Checkpoint, wiring: Wiring, recipe: Recipe, strict: bool = Fals
     coded = {f"{name}.weight" for name in planned}
     check(source, model, wiring, tied)
     kept = {n: form.kept_bytes(n, (s, source.dtypes[n])) for n, s in source.shapes.items() if n not in coded}
-    inside = [4 * sum(x.numel() for x in (*block.parameters(), *block.buffers())) for block in blocks]
+    sizes = [4 * sum(x.numel() for x in (*block.parameters(), *block.buffers())) for block in blocks]
     widths = max(sum(s.shape[0] + s.shape[1] for s in sites(block).values()) for block in blocks)
-    return Plan(recipe, wiring, planned, kept, len(blocks), tied, max(inside), widths)
+    return Plan(recipe, wiring, planned, kept, len(blocks), tied, max(sizes), widths)
 
 
 def check(source: Checkpoint, model: nn.Module, wiring: Wiring, tied: bool) -> None:
@@ -160,8 +158,14 @@ def stored_rate(recipe: Recipe) -> float:
     return stored_bits(metas(shape, (Band(recipe.grid, recipe.layout),))) / prod(shape)
 
 
-def plan_head(model: nn.Module, wiring: Wiring, recipe: Recipe, tied: bool, strict: bool, form: Format) -> dict[str, Planned]:
-    """The embedding, and the output head where it has a matrix of its own."""
+def inside(model: Any, wiring: Wiring) -> dict[str, Site]:
+    """All sites in the blocks of a model, in the order of the walk."""
+    blocks = wiring.block_list(model)
+    return {name: s for i in range(len(blocks)) for name, s in sites(blocks[i], f"{wiring.blocks}.{i}.").items()}
+
+
+def heads(model: nn.Module, wiring: Wiring, recipe: Recipe, tied: bool) -> dict[str, tuple[Site, Recipe | None]]:
+    """The embedding, and the output head where it has a matrix of its own; each with the recipe that applies to it."""
     found = {}
     for name in (wiring.embed[0], wiring.head):
         site = Site.of(name, model.get_submodule(name))
@@ -171,47 +175,5 @@ def plan_head(model: nn.Module, wiring: Wiring, recipe: Recipe, tied: bool, stri
         if chosen is not None:
             chosen = replace(chosen, activations=None)
             chosen = replace(chosen, rounding=Nearest(), corrections=()) if name == wiring.embed[0] else chosen
-        if (p := plan_site(name, site, chosen, strict, form)) is not None:
-            found[name] = p
+        found[name] = site, chosen
     return found
-
-
-def resolve_budget(recipe: Recipe, named: Mapping[str, Site], form: Format) -> Recipe:
-    """Spend a budget of bits per weight: the allocation picks the levels, priced by the ledger itself."""
-    if recipe.budget is None:
-        return recipe
-    from bitwright.allocation.uniform import Uniform
-
-    units = [n for n in named if recipe.of(n) is not None]
-    weights = sum(prod(named[n].shape) for n in units)
-
-    alike: dict[Any, list[str]] = {}  # sites of one shape under one rule cost the same: one of them is planned
-    for n in units:
-        alike.setdefault((named[n].shape, next((r.match for r in recipe.rules if r.matches(n)), None)), []).append(n)
-
-    @cache
-    def everywhere(levels: int) -> int:
-        trial = recipe.with_levels(levels)
-        plans = ((plan_site(ns[0], named[ns[0]], trial.of(ns[0]), False, form), len(ns)) for ns in alike.values())
-        return sum(p.bits * count for p, count in plans if p)
-
-    def price(choice: torch.Tensor) -> int:
-        return everywhere(int(choice[0]))
-
-    def holds(levels: int) -> bool:
-        """Whether the format has a place for these levels on every matrix."""
-        try:
-            everywhere(levels)
-        except BadRequest:
-            return False
-        return True
-
-    def probe(choice: torch.Tensor) -> torch.Tensor:
-        raise BadRequest("This allocation measures losses, which this version cannot do yet; use the uniform one.")
-
-    recipe.with_levels(2)  # a grid of fixed size is refused in its own words
-    menu = [levels for levels in range(2, 257) if holds(levels)]
-    if not menu:
-        raise BadRequest("The format holds this recipe at no number of levels; choose another format or grid.")
-    choice = (recipe.allocation or Uniform())([menu] * len(units), probe, price, int(recipe.budget * weights))
-    return recipe.with_levels(int(choice[0]))

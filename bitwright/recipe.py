@@ -51,7 +51,8 @@ class Rule:
 class Recipe:
     """Grid x layout x rounding x corrections, with an optional budget and rules by name.
 
-    `budget`: stored bits per weight of the compressed matrices, which `allocation` then spends. `head`: also compress the
+    `budget`: stored bits per weight of the compressed matrices, which `allocation` then spends on choices of `menu`: rules, of
+    which every matrix takes one that matches it (none: numbers of levels on the recipe's own grid). `head`: also compress the
     embedding and the output head (rounded to nearest: an embedding's rows meet no data but their own). `activations` quantizes the
     inputs of the compressed matrices while the model runs; not those of the head.
     """
@@ -63,6 +64,7 @@ class Recipe:
     corrections: tuple[Correction, ...] = ()
     allocation: Allocation | None = None
     budget: float | None = None
+    menu: tuple[Rule, ...] = ()
     activations: Activation | None = None
     rules: tuple[Rule, ...] = ()
     head: bool = False
@@ -80,7 +82,7 @@ class Recipe:
     @property
     def needs(self) -> tuple[str, ...]:
         """Statistics that any part of it reads; empty: it works without data."""
-        recipes = [self, *(r for rule in self.rules if (r := self.under(rule)))]
+        recipes = [self, *(r for rule in (*self.rules, *self.menu) if (r := self.under(rule)))]
         parts: list[Any] = [
             part for r in recipes for part in (r.rounding, r.grid, *r.corrections, r.activations) if part is not None
         ]

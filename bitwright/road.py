@@ -11,25 +11,23 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from bitwright.calibrate.collect import head_moments
 from bitwright.calibrate.data import Windows
+from bitwright.calibrate.gradients import GRADIENTS
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.store import HEAD, Store
 from bitwright.calibrate.stream import Rows, discover, embed, walk, walk_twice
 from bitwright.checkpoint import Checkpoint, fill, skeleton
-from bitwright.coder import Coder
 from bitwright.export.native import flatten
 from bitwright.export.resumable import Directory
 from bitwright.grids.base import Params
 from bitwright.grids.fit import AbsMax
-from bitwright.linalg import objective
-from bitwright.plan import Plan, Planned
+from bitwright.matrix import Solved, key
+from bitwright.plan import Plan
 from bitwright.progress import Progress
 from bitwright.report import Row
-from bitwright.rounding.nearest import Nearest
 from bitwright.sites import Site, sites
 from bitwright.terms.base import Json, Terms, decode
 
@@ -128,7 +126,7 @@ class Road:
         elif self.store is not None:
             for tap in self.store.taps(i):
                 if readers := [n for n in tap.readers if n in here]:
-                    yield readers, self.store.known(tap, needs).to(self.device)
+                    yield readers, self.store.known(tap, [n for n in needs if n not in GRADIENTS]).to(self.device)
         else:
             yield from (((name,), Known()) for name in here)
 
@@ -139,23 +137,24 @@ class Road:
         return self.store.known(HEAD, ("gram",)).to(self.device) if self.store is not None else Known()
 
     def solve(self, site: Site, known: Known, block: int | None, top: Params | None = None) -> Terms:
-        """Round one matrix and write its line of the report."""
+        """Round one matrix, or take what a probe has already rounded, and write its line of the report."""
         planned, begun = self.plan.sites[site.name], time.perf_counter()
-        W, known = site.matrix(), Known(known.values, list(known.notes), known.derived)
-        terms, base = compress_matrix(W, planned, known, top)
-        seconds = time.perf_counter() - begun
-        H = known.values.get("gram")
-        error, nearest, whole = (measure(W, H) if x is None else measure(W - decode(x), H) for x in (terms, base, None))
-        remarks = (*((planned.note,) if planned.note else ()), *known.notes)
-        scale = whole or 1.0
+        if self.store is not None:
+            known = self.store.with_own(site.name, known, self.plan.recipe.needs)
+        kept = Solved.read(self.store.codes(key(site.name, planned, self.plan.recipe.needs, top))) if self.store else None
+        found = kept or Solved.of(site.matrix(), planned, known, top)
+        seconds, H = time.perf_counter() - begun, known.values.get("gram")
+        remarks = (*((planned.note,) if planned.note else ()), *found.notes)
+        scale = found.energy or 1.0
+        error = float(found.errors.sum(dtype=torch.float64))
         row = Row(
-            site.name, block, site.shape, planned.bits, error / scale, nearest / scale, "weights" if H is None else "output",
-            seconds, tuple(t.meta()["kind"] for t in terms), remarks,
+            site.name, block, site.shape, planned.bits, error / scale, found.nearest / scale, "weights" if H is None else "output",
+            seconds, tuple(t.meta()["kind"] for t in found.terms), remarks,
         )  # fmt: skip
-        self.note(row, [t.meta() for t in terms])
+        self.note(row, [t.meta() for t in found.terms])
         if block is None:
-            site.put(decode(terms))
-        return terms
+            site.put(decode(found.terms))
+        return found.terms
 
     def note(self, row: Row, metas: Sequence[Mapping[str, Json]]) -> None:
         self.rows = [r for r in self.rows if r.name != row.name] + [row]
@@ -184,24 +183,6 @@ def fused_tops(plan: Plan, here: Mapping[str, Site], prefix: str) -> dict[str, P
                 p = replace(grid, by=AbsMax()).fit(groups)
                 found |= {name: {leaf: p[leaf][:1].clone() for leaf in whole} for name in names}
     return found
-
-
-def compress_matrix(W: Float[Tensor, "out inp"], planned: Planned, known: Known, top: Params | None = None) -> tuple[Terms, Terms]:
-    """All terms of a matrix by its recipe, under a second level that others share, and those of plain nearest rounding."""
-    recipe = planned.recipe
-    out = tuple(t for c in recipe.corrections if c.before for t in c(W, known))
-    rest = W - decode(out) if out else W
-    H = known.values.get("gram")
-    coder = Coder.fit(rest, planned.bands, None if H is None else H.diagonal().clamp_min(0), top)
-    terms = recipe.rounding(rest, coder, known)
-    base = (*Nearest()(rest, coder, known), *out)
-    error = rest - decode(terms)
-    after = tuple(t for c in recipe.corrections if not c.before for t in c(error, known))
-    return (*terms, *out, *after), base
-
-
-def measure(E: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"] | None) -> float:
-    return float(E.square().sum(dtype=torch.float64)) if H is None else objective(E, H)
 
 
 def hidden(stream: Sequence[Rows]) -> dict[str, Tensor]:

@@ -2,12 +2,13 @@
 
 What is stored are the moments of the *float* model at every site and at the output head, which no recipe changes. The runs
 that use them read no data, run no model, and calibrate every layer on float inputs (the report says so). One safetensors file
-per tap, in a folder named by a hash of the model and, below it, one of the data.
+per tap, in a folder named by a hash of the model and, below it, one of the data. Beside them: gradients, one file per site
+(`sites/`), and matrices that a probe has already rounded (`codes/`).
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,28 @@ class Store:
                 partial.replace(path)
             finally:
                 partial.unlink(missing_ok=True)
+
+    def site(self, name: str) -> dict[str, torch.Tensor]:
+        """Statistics of a site by itself: its gradients; {} where there are none."""
+        path = self.folder / "sites" / f"{name}.safetensors"
+        return load_file(path) if path.is_file() else {}
+
+    def put_site(self, name: str, values: Mapping[str, torch.Tensor]) -> None:
+        path = self.folder / "sites" / f"{name}.safetensors"
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({n: v.contiguous() for n, v in values.items()}, path.with_suffix(".partial"))
+            path.with_suffix(".partial").replace(path)
+
+    def with_own(self, name: str, known: Known, needs: Sequence[str]) -> Known:
+        """What is known of a site's input, and of the site by itself where that is needed."""
+        device = next(iter(known.values.values())).device if known.values else None
+        own = {n: t.to(device) for n, t in self.site(name).items() if n in needs} if set(needs) - set(known.values) else {}
+        return Known({**known.values, **own}, known.notes, known.derived) if own else known
+
+    def codes(self, key: str) -> Path:
+        """Where a matrix that a probe has rounded is kept."""
+        return self.folder / "codes" / f"{key}.safetensors"
 
     def close(self, block: int, taps: Sequence[Tap]) -> None:
         """Declare a block complete."""

@@ -13,11 +13,11 @@ from torch import Tensor
 import bitwright
 from bitwright import recipes
 from bitwright.calibrate.stats import Known
+from bitwright.calibrate.text import text_windows
 from bitwright.coder import Band, Coder
 from bitwright.evaluation import perplexity
 from bitwright.grids.fit import Mse
 from bitwright.grids.integer import Integer
-from bitwright.job import text_windows
 from bitwright.layout import Layout
 from bitwright.linalg import objective
 from bitwright.rounding.gptq import GPTQ

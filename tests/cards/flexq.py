@@ -8,10 +8,10 @@ import pytest
 import bitwright
 from bitwright import recipes
 from bitwright.activations.dynamic import Dynamic
+from bitwright.calibrate.text import text_windows
 from bitwright.evaluation import Baseline, evaluate
 from bitwright.grids.integer import Integer
 from bitwright.grids.scales import Float
-from bitwright.job import text_windows
 from bitwright.recipe import Rule
 
 

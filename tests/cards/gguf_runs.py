@@ -17,6 +17,7 @@ from torch import Tensor
 
 import bitwright
 from bitwright import zoo
+from bitwright.calibrate.text import text_windows
 from bitwright.checkpoint import open_checkpoint
 from bitwright.errors import BadRequest
 from bitwright.export.base import Model, Opened, export, format_of
@@ -25,7 +26,7 @@ from bitwright.export.gguf.blocks import BLOCKS
 from bitwright.export.gguf.matrices import GRIDS
 from bitwright.export.gguf.model import FILE, Gguf
 from bitwright.export.hf import beside, configuration
-from bitwright.job import compress, text_windows
+from bitwright.job import compress
 from bitwright.layout import Layout
 from bitwright.progress import silent
 from bitwright.recipe import Recipe, Rule

@@ -99,8 +99,8 @@ def test_symmetric_clipping_has_no_code_for_the_lowest_number():
 
 def test_mxint8_is_nearer_than_mxfp8_on_the_zoo():
     """With inputs quantized alike, by KL."""
+    from bitwright.calibrate.text import text_windows
     from bitwright.evaluation import Baseline, evaluate
-    from bitwright.job import text_windows
 
     text = text_windows("zoo:lm", "stdlib", 8, 128, "evaluation")
     base = Baseline.of(bitwright.load("zoo:lm"), text)

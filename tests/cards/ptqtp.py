@@ -8,6 +8,7 @@ from torch import Tensor
 
 import bitwright
 from bitwright import recipes, zoo
+from bitwright.calibrate.text import text_windows
 from bitwright.coded import CodedLinear
 from bitwright.coder import Band, Coder
 from bitwright.evaluation import perplexity
@@ -16,7 +17,6 @@ from bitwright.grids.fit import Mse
 from bitwright.grids.integer import Integer
 from bitwright.grids.scales import Float
 from bitwright.grids.trit_planes import TritPlanes
-from bitwright.job import text_windows
 from bitwright.layout import Layout
 from bitwright.terms import pack
 from bitwright.terms.base import load, stored_bits

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from bitwright import index, recipes
-from bitwright.allocation.uniform import Uniform
 from bitwright.calibrate.stats import Cross, Gram, Known
 from bitwright.corrections.lorc import Lorc
 from bitwright.corrections.outliers import Outliers
@@ -118,23 +117,6 @@ def test_no_outliers_and_no_rank_are_no_terms() -> None:
     E = torch.randn(4, 6)
     assert Outliers(0.0)(E, Known()) == () == Outliers(0.0).metas((4, 6))
     assert Lorc(0, whiten=False)(E, Known()) == () == Lorc(0).metas((4, 6))
-
-
-# --- allocation ----------------------------------------------------------------------------------------------------------------
-
-
-def test_uniform_buys_the_most_levels_that_fit() -> None:
-    def price(choice: torch.Tensor) -> int:
-        return int((choice * 10).sum())
-
-    def probe(choice: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("uniform needs no probe")
-
-    menus = [range(2, 20), (3, 5, 8), range(2, 20)]
-    assert Uniform()(menus, probe, price, 8 * 30).tolist() == [8, 8, 8]
-    assert Uniform()(menus, probe, price, 8 * 30 - 1).tolist() == [5, 5, 5]
-    with pytest.raises(BadRequest, match="raise it"):
-        Uniform()(menus, probe, price, 10)
 
 
 def test_every_global_name_that_code_uses_is_there():

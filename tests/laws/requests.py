@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bitwright import index, recipes
-from bitwright.allocation.uniform import Uniform
 from bitwright.errors import BadRequest
 from bitwright.grids.integer import Integer
 from bitwright.job import Job, compress
@@ -251,11 +250,6 @@ def test_a_size_is_met(head: bool, tiny_llama: Callable[..., Path]) -> None:
         assert Job.of(model, plan.within(size), None).plan.bytes <= size
     with pytest.raises(BadRequest, match="too few"):
         plan.within(least)
-
-
-def test_menus_without_a_common_choice_are_refused_in_words() -> None:
-    with pytest.raises(BadRequest, match="common"):
-        Uniform()([(2, 4), (3, 5)], lambda c: c.float(), lambda c: int(c.sum()), 100)
 
 
 def test_the_note_on_a_smaller_group_names_its_price(tiny_llama: Callable[..., Path]) -> None:

@@ -1,0 +1,96 @@
+"""Candidates: every choice of every unit of a model, rounded once and kept; what probes ask of them.
+
+One walk over the blocks: the factor of a tap's second moments is made once and serves all choices of all its readers. Results lie
+in the statistics store, so that another budget, another solver or the run itself takes them from there.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bitwright.calibrate.data import Windows
+from bitwright.calibrate.gradients import OUTPUT
+from bitwright.calibrate.stats import Known
+from bitwright.calibrate.store import Store
+from bitwright.checkpoint import Checkpoint, fill, skeleton
+from bitwright.errors import BadRequest
+from bitwright.matrix import Solved, key
+from bitwright.menus import Menu
+from bitwright.plan import Planned
+from bitwright.progress import Progress, silent
+from bitwright.sites import Site, sites
+from bitwright.terms.base import decode
+from bitwright.trial import Trial
+from bitwright.wiring import Wiring
+
+
+@dataclass(eq=False)
+class RoundedCandidates:
+    """`windows`: what divergences are measured on (None: a probe that asks for one is refused)."""
+
+    source: Checkpoint
+    wiring: Wiring
+    menu: Menu
+    needs: Sequence[str]
+    store: Store
+    windows: Windows | None
+    device: torch.device
+    progress: Progress = silent
+    trial: Trial | None = field(default=None, repr=False)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return len(self.menu.units), len(self.menu.choices)
+
+    def possible(self, unit: int, choice: int) -> bool:
+        return bool(self.menu.possible[unit, choice])
+
+    def errors(self, unit: int, choice: int) -> list[Float[Tensor, "out"]]:
+        found = [(name, self.solved(name, choice)) for name in self.menu.units[unit]]
+        return [solved.errors if solved else torch.zeros(len(self.gradients(unit)[0])) for _, solved in found]
+
+    def gradients(self, unit: int) -> list[Float[Tensor, "out"]]:
+        return [self.store.site(name)[OUTPUT] for name in self.menu.units[unit]]
+
+    def divergence(self, chosen: Mapping[int, int]) -> float:
+        if self.trial is None:
+            if self.windows is None:
+                raise BadRequest("This probe measures the model on text, and there is none; give some with --data.")
+            self.trial = Trial.of(self.source, self.wiring, self.windows, self.device)
+        pairs = [(name, self.solved(name, c)) for u, c in chosen.items() for name in self.menu.units[u]]
+        return float(self.trial.kl({name: decode(solved.terms) for name, solved in pairs if solved is not None}).mean())
+
+    def solved(self, name: str, choice: int) -> Solved | None:
+        """A site under a choice, from the store; None where the choice leaves it as it is."""
+        planned = self.menu.planned[name][choice]
+        return None if planned is None else Solved.read(self.store.codes(key(name, planned, self.needs, None)))
+
+    def round(self) -> None:
+        """Round what the store does not hold yet, block by block."""
+        model: Any = skeleton(self.source.config)
+        blocks = self.wiring.block_list(model)
+        for i, block in enumerate(blocks):
+            self.progress("rounding every choice", i, len(blocks))
+            prefix = f"{self.wiring.blocks}.{i}."
+            here: dict[str, Site] = {}
+            for tap in self.store.taps(i):
+                missing = [(n, p) for n in tap.readers if n in self.menu.planned for p in self.missing(n)]
+                if missing and not here:
+                    fill(block, self.source, prefix[:-1], self.device)
+                    here = sites(block, prefix)
+                moments = [n for n in self.needs if n in self.store.names(tap)]
+                known = self.store.known(tap, moments).to(self.device) if missing else Known()
+                for name, planned in missing:
+                    mine = self.store.with_own(name, known, self.needs)
+                    path = self.store.codes(key(name, planned, self.needs, None))
+                    Solved.of(here[name].matrix(), planned, mine, None).write(path)
+            block.to("meta")
+        self.progress("rounding every choice", len(blocks), len(blocks))
+
+    def missing(self, name: str) -> list[Planned]:
+        plans = [p for p in self.menu.planned[name] if p is not None]
+        return [p for p in plans if not self.store.codes(key(name, p, self.needs, None)).is_file()]
