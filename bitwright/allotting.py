@@ -15,16 +15,20 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from jaxtyping import Integer as Ints
 from torch import Tensor
 
 import bitwright
 from bitwright import index
-from bitwright.allocation.base import Allocation, total
+from bitwright.allocation.base import Allocation, reach, step, total
+from bitwright.allocation.bound import Proposal, smallest
+from bitwright.allocation.uniform import Uniform
 from bitwright.calibrate.collect import collect
+from bitwright.calibrate.data import Windows
 from bitwright.calibrate.gradients import GRADIENTS, gradients
 from bitwright.calibrate.store import Store
 from bitwright.candidates import RoundedCandidates
-from bitwright.errors import BadRequest
+from bitwright.errors import BadRequest, writing
 from bitwright.job import Job
 from bitwright.kernels.devices import memory_left
 from bitwright.menus import Menu, measured
@@ -39,54 +43,72 @@ def allotted(
 ) -> Iterator[tuple[Job, Path | None]]:
     """The job with its budget spent, and the folder of statistics to run it with, where the recipe needs any measured beforehand;
     otherwise what was given."""
-    needs = job.plan.recipe.needs
-    if not measured(job.recipe) and not set(needs) & set(GRADIENTS):
+    if not measured(job.recipe) and not set(job.plan.recipe.needs) & set(GRADIENTS):
         yield job, stats
         return
     with tempfile.TemporaryDirectory() if stats is None else nullcontext(stats) as folder, torch.no_grad():
+        held = None
+        if job.recipe.bound is not None:
+            job, held = parted(job)
         store = Store(Path(folder), job.source.fingerprint(), job.data.sha256 if job.data else None)
         if measured(job.recipe):
-            job = spent(job, store, batch, device, progress)
+            job = spent(job, store, held, batch, device, progress)
         else:
-            measure(job, store, needs, batch, device, progress)
+            measure(job, store, job.plan.recipe.needs, batch, device, progress)
         yield job, Path(folder)
 
 
-def spent(job: Job, store: Store, batch: int, device: torch.device, progress: Progress) -> Job:
+def parted(job: Job) -> tuple[Job, Windows]:
+    """The job on its data without the last windows, and those: what a bound is checked on must not have been fitted."""
+    if job.data is None or len(job.data.ids) < 2 * ROWS:
+        raise BadRequest(f"A bound on the KL holds back {ROWS} windows and needs as many again; give --samples {2 * ROWS} or more.")
+    return replace(job, data=job.data.take(len(job.data.ids) - ROWS)), job.data.part(slice(-ROWS, None))
+
+
+def spent(job: Job, store: Store, held: Windows | None, batch: int, device: torch.device, progress: Progress) -> Job:
     """The job by a recipe in which every unit has its choice."""
     allocation: Any = job.recipe.allocation
     menu = Menu.of(job.source, job.recipe, job.plan.wiring, job.form, job.strict)
-    budget = menu.budget(job.recipe)
-    loss = losses(job, allocation, menu, store, batch, device, progress)
-    choice = allocation(loss, menu.price, budget)
-    recipe = menu.spent(job.recipe, choice)
-    return job.following(recipe, told(job, allocation, menu, loss, choice))
+    budget = None if job.recipe.budget is None else menu.budget(job.recipe)  # refused before anything is measured
+    windows = held or (job.data.take(ROWS) if job.data is not None else None)
+    found = RoundedCandidates(job.source, job.plan.wiring, menu, job.recipe.needs, store, windows, device, progress)
+    loss = losses(job, allocation, found, batch)
+    choice = under(found, allocation, loss, job.recipe.bound) if budget is None else allocation(loss, menu.price, budget)
+    return job.following(menu.spent(job.recipe, choice), told(job, allocation, menu, loss, choice))
 
 
-def losses(
-    job: Job, allocation: Allocation, menu: Menu, store: Store, batch: int, device: torch.device, progress: Progress
-) -> Float[Tensor, "u c"]:
+def under(found: RoundedCandidates, allocation: Allocation, loss: Float[Tensor, "u c"], bound: float | None) -> Ints[Tensor, "u"]:
+    """The smallest choices whose KL on the held-out windows stays under the bound, with room for the windows' own spread."""
+    price, most = found.menu.price, bound or 0.0
+
+    def solve(budget: int) -> Proposal:
+        choice = allocation(loss, price, budget)
+        return Proposal(tuple(choice.tolist()), int(total(price, choice)), float(total(loss, choice)))
+
+    def kl(proposal: Proposal) -> float:
+        found.progress(f"searching below {most:g}", 0, 1)
+        return found.measured(proposal.name)
+
+    low, high = reach(loss, price)
+    return torch.tensor(smallest(solve, kl, low, high, step(loss, price), most).name)
+
+
+def losses(job: Job, allocation: Allocation, found: RoundedCandidates, batch: int) -> Float[Tensor, "u c"]:
     """The probe's table, from the store where it has been made before."""
-    probe = allocation.probe
-    assert probe is not None
-    recipe = job.recipe
-    needs = tuple(sorted({need for rule in menu.choices if (r := recipe.under(rule)) for need in r.needs} | set(recipe.needs)))
+    probe: Any = allocation.probe
     name = [
-        index.to_dict(probe),
-        [index.to_dict(rule) for rule in menu.choices],
-        index.to_dict(replace(recipe, allocation=None, budget=None)),
+        index.to_dict(part) for part in (probe, found.menu.choices, replace(job.recipe, allocation=None, budget=None, bound=None))
     ]
-    mark = hashlib.sha256(json.dumps([name, bitwright.__version__]).encode()).hexdigest()[:32]
-    path = store.folder / "losses" / f"{mark}.json"
+    mark = hashlib.sha256(json.dumps([name, found.menu.units, bitwright.__version__]).encode()).hexdigest()[:32]
+    path = found.store.folder / "losses" / f"{mark}.json"
     if path.is_file():
         return torch.tensor(json.loads(path.read_text()), dtype=torch.float64)
-    measure(job, store, tuple(sorted({*needs, *probe.needs})), batch, device, progress)
-    windows = job.data.take(ROWS) if job.data is not None else None
-    found = RoundedCandidates(job.source, job.plan.wiring, menu, needs, store, windows, device, progress)
+    measure(job, found.store, tuple(sorted({*found.needs, *probe.needs})), batch, found.device, found.progress)
     found.round()
-    loss = probe(found)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(loss.tolist()))
+    loss: Float[Tensor, "u c"] = probe(found)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(loss.tolist()))
     return loss
 
 
@@ -124,7 +146,17 @@ def told(job: Job, allocation: Allocation, menu: Menu, loss: Float[Tensor, "u c"
     return {
         "allocation": index.to_dict(allocation),
         "budget": job.recipe.budget,
+        "bound": job.recipe.bound,
         "choices": [index.to_dict(rule) for rule in menu.choices],
         "units": units,
         "foretold": total(loss, choice),
+        "even": even(loss, menu, int(total(menu.price, choice))),
     }
+
+
+def even(loss: Float[Tensor, "u c"], menu: Menu, budget: int) -> float | None:
+    """What is lost where all units have the same choice and spend no more; None where there is no such choice."""
+    try:
+        return float(total(loss, Uniform()(loss, menu.price, budget)))
+    except BadRequest:
+        return None

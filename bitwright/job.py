@@ -116,7 +116,7 @@ class Job:
             raise BadRequest("This version has no transforms yet; leave them out of the recipe.")
         if data is not None and int(data.ids.max()) >= source.config.vocab_size:
             raise BadRequest("The calibration tokens are not of this model's vocabulary; make them with its own tokenizer.")
-        spent = recipe if recipe.budget is None else by_price(source, recipe, wiring, writer, strict)
+        spent = recipe if recipe.budget is None and recipe.bound is None else by_price(source, recipe, wiring, writer, strict)
         job = cls(source, plan(source, wiring, spent, strict, writer), data, writer, recipe, strict)
         if why := writer.refusal(job.model()):
             raise BadRequest(why)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from jaxtyping import Integer as Ints
 from torch import Tensor
 
-from bitwright.allocation.base import cheapest, topped_up
+from bitwright.allocation.base import cheapest, reach, topped_up
 from bitwright.allocation.uniform import Uniform
 from bitwright.checkpoint import Checkpoint, skeleton
 from bitwright.errors import BadRequest
@@ -95,8 +95,7 @@ class Menu:
     def budget(self, recipe: Recipe) -> int:
         """Bits for the units under the recipe's budget. Raises BadRequest with the range that can be reached."""
         assert recipe.budget is not None
-        free = torch.where(self.possible, self.price, 2**62).amin(1), torch.where(self.possible, self.price, -1).amax(1)
-        least, most = (int(end.sum()) + self.pinned for end in free)
+        least, most = (end + self.pinned for end in reach(self.prices_only, self.price))
         asked = int(recipe.budget * self.weights)
         if not least <= asked < most + min(self.weights, most // 8):  # a little above the dearest is the dearest
             low, high = (f"{8 * -(-end // 8) / 8 / self.weights:.3f}" for end in (least, most))
@@ -118,7 +117,7 @@ class Menu:
                     rules.append(Rule(name, ignore=True))
                 elif made.of(name) != replace(made, **parts(wanted.recipe)):
                     rules.append(Rule(name, **parts(wanted.recipe)))
-        return replace(made, rules=(*rules, *recipe.rules), menu=(), allocation=None, budget=None)
+        return replace(made, rules=(*rules, *recipe.rules), menu=(), allocation=None, budget=None, bound=None)
 
 
 def parts(recipe: Recipe) -> dict[str, Any]:
@@ -138,13 +137,18 @@ def pins(recipe: Recipe, name: str) -> bool:
 
 
 def measured(recipe: Recipe) -> bool:
-    return recipe.allocation is not None and recipe.allocation.probe is not None
+    """Whether losses decide, not prices alone."""
+    by_loss = recipe.allocation is not None and recipe.allocation.probe is not None
+    if recipe.bound is not None and (recipe.budget is not None or not by_loss):
+        raise BadRequest("A bound on the KL takes the place of a budget, and an allocation that measures losses; mend the recipe.")
+    return by_loss and (recipe.budget is not None or recipe.bound is not None)
 
 
 def by_price(source: Checkpoint, recipe: Recipe, wiring: Wiring, form: Format, strict: bool) -> Recipe:
     """The budget spent by prices alone. Where the allocation measures losses this only foretells what a run will write."""
     menu = Menu.of(source, recipe, wiring, form, strict)
-    budget, even = menu.budget(recipe), menu.prices_only
+    even = menu.prices_only
+    budget = reach(even, menu.price)[1] if recipe.budget is None else menu.budget(recipe)
     if not measured(recipe):
         return menu.spent(recipe, (recipe.allocation or Uniform())(even, menu.price, budget))
     return menu.spent(recipe, topped_up(even - menu.price, menu.price, budget, cheapest(even, menu.price)))

@@ -52,9 +52,10 @@ class Recipe:
     """Grid x layout x rounding x corrections, with an optional budget and rules by name.
 
     `budget`: stored bits per weight of the compressed matrices, which `allocation` then spends on choices of `menu`: rules, of
-    which every matrix takes one that matches it (none: numbers of levels on the recipe's own grid). `head`: also compress the
-    embedding and the output head (rounded to nearest: an embedding's rows meet no data but their own). `activations` quantizes the
-    inputs of the compressed matrices while the model runs; not those of the head.
+    which every matrix takes one that matches it (none: numbers of levels on the recipe's own grid). `bound`: instead of a budget,
+    the largest KL per token on held-out text, under which the smallest model is sought. `head`: also compress the embedding and
+    the output head (rounded to nearest: an embedding's rows meet no data but their own). `activations` quantizes the inputs of
+    the compressed matrices while the model runs; not those of the head.
     """
 
     grid: Grid = Integer()
@@ -64,6 +65,7 @@ class Recipe:
     corrections: tuple[Correction, ...] = ()
     allocation: Allocation | None = None
     budget: float | None = None
+    bound: float | None = None
     menu: tuple[Rule, ...] = ()
     activations: Activation | None = None
     rules: tuple[Rule, ...] = ()

@@ -58,8 +58,10 @@ class Windows:
 
     def take(self, rows: int) -> "Windows":
         """The first `rows` windows; they are in random order, so this is a random subset."""
-        head = {name: getattr(self, name)[:rows] for name in ("ids", "domain", "titles", "bytes")}
-        return replace(self, **head)
+        return self.part(slice(rows))
+
+    def part(self, rows: slice) -> "Windows":
+        return replace(self, **{name: getattr(self, name)[rows] for name in ("ids", "domain", "titles", "bytes")})
 
 
 def windows(

@@ -20,7 +20,7 @@ def render(report: Report) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    from bitwright.page import charts, passages, summary, words
+    from bitwright.page import charts, passages, spent, summary, words
 
     loader = PackageLoader("bitwright", "page")
     env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -39,8 +39,9 @@ def render(report: Report) -> str:
         "typeset": typeset,
     }
     style = Markup((files("bitwright.page") / "style.css").read_text("utf-8"))
-    said = {"report": report, "asked": report.asked, "scores": report.scores, "style": style}
-    parts = {"charts": charts, "passages": passages, "summary": summary, "words": words}
+    asked = {"allocation": None, **report.asked}  # reports of earlier versions lack it
+    said = {"report": report, "asked": asked, "scores": report.scores, "style": style}
+    parts = {"charts": charts, "passages": passages, "spent": spent, "summary": summary, "words": words}
     env.filters.update(filters)
     page = env.get_template("page.html.j2").render(**said, **parts)
     return page.encode("ascii", "xmlcharrefreplace").decode()

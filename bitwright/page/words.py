@@ -35,6 +35,10 @@ KINDS = {
 }
 TERMS = {"coded": "codes and scales", "low_rank": "low-rank term", "sparse": "single weights"}
 PARTS = {
+    "greedy": "always the step that saves most per bit",
+    "water-level": "one price of a bit for the whole model",
+    "integer-program": "the exact optimum over all choices",
+    "dynamic-program": "the least loss for every spending",
     "absmax": "the range of a group reaches its largest weight",
     "mse": "the range of a group is the one of least rounding error",
     "imatrix": "the range of a group is the one of least error, weighted by the data",
@@ -171,6 +175,9 @@ def described(asked: Mapping[str, Json]) -> list[tuple[str, str]]:
             found.append((key, plain(parts[key])))
     if parts.get("budget"):
         found.append(("budget", f"{number(parts['budget'])} stored bits per weight of the compressed matrices"))
+    if told := asked.get("allocation"):
+        goal = f"KL under {number(told['bound'])} nats" if told.get("bound") else f"{number(told['budget'])} bits per weight"
+        found.append(("allocation", f"{plain(told['allocation'])}: {goal} over {len(told['units'])} units"))
     if parts.get("rules"):
         found.append(("exceptions", f"{len(parts['rules'])} rules by name, see the exact recipe"))
     return found
