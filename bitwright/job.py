@@ -34,6 +34,7 @@ from bitwright.provenance import here, peak_memory
 from bitwright.recipe import Recipe
 from bitwright.report import Report
 from bitwright.road import Road
+from bitwright.stacks import ordered
 from bitwright.wiring import Wiring
 
 
@@ -224,7 +225,8 @@ class Job:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def quantization_config(self, road: Road) -> dict[str, Any]:
-        return native.quantization_config(road.metas, self.tied_head, self.plan.inputs)
+        stack = ordered(self.plan.recipe.allocation, road.rows, road.metas)
+        return native.quantization_config(road.metas, self.tied_head, self.plan.inputs, stack)
 
     def native_bits(self, name: str, metas: Sequence[Mapping[str, Any]]) -> int:
         return Native().bits(name, metas, self.plan.inputs.get(name))

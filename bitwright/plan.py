@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from bitwright.activations.base import Activation
+from bitwright.allocation.stack import Stack
 from bitwright.checkpoint import Checkpoint, skeleton
 from bitwright.coder import Band, metas
 from bitwright.errors import BadRequest
@@ -180,6 +181,8 @@ def resolve_budget(recipe: Recipe, named: Mapping[str, Site], form: Format) -> R
     """Spend a budget of bits per weight: the allocation picks the levels, priced by the ledger itself."""
     if recipe.budget is None:
         return recipe
+    if isinstance(recipe.allocation, Stack):
+        raise BadRequest("A stack is stored whole and cut when it is loaded; leave out the budget, and give `load` or `evaluate` a --size.")
     from bitwright.allocation.uniform import Uniform
 
     units = [n for n in named if recipe.of(n) is not None]

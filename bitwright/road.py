@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bitwright.allocation.stack import Stack
 from bitwright.calibrate.collect import head_moments
 from bitwright.calibrate.data import Windows
 from bitwright.calibrate.stats import Known
@@ -146,11 +147,12 @@ class Road:
         seconds = time.perf_counter() - begun
         H = known.values.get("gram")
         error, nearest, whole = (measure(W, H) if x is None else measure(W - decode(x), H) for x in (terms, base, None))
+        prefixes = errors(W, terms, H) if isinstance(self.plan.recipe.allocation, Stack) else []
         remarks = (*((planned.note,) if planned.note else ()), *known.notes)
         scale = whole or 1.0
         row = Row(
             site.name, block, site.shape, planned.bits, error / scale, nearest / scale, "weights" if H is None else "output",
-            seconds, tuple(t.meta()["kind"] for t in terms), remarks,
+            seconds, tuple(t.meta()["kind"] for t in terms), remarks, tuple(e / scale for e in prefixes),
         )  # fmt: skip
         self.note(row, [t.meta() for t in terms])
         if block is None:
@@ -202,6 +204,15 @@ def compress_matrix(W: Float[Tensor, "out inp"], planned: Planned, known: Known,
 
 def measure(E: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"] | None) -> float:
     return float(E.square().sum(dtype=torch.float64)) if H is None else objective(E, H)
+
+
+def errors(W: Float[Tensor, "out inp"], terms: Terms, H: Float[Tensor, "inp inp"] | None) -> list[float]:
+    """What the first term leaves, the first two, ... all."""
+    found, rest = [], W
+    for term in terms:
+        rest = rest - term.decode()
+        found.append(measure(rest, H))
+    return found
 
 
 def hidden(stream: Sequence[Rows]) -> dict[str, Tensor]:

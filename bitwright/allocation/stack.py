@@ -1,0 +1,112 @@
+"""Stack: how much each matrix gets is decided when a model is loaded (BitStack, arXiv 2410.23918; card: bitstack).
+
+    order all terms once, so that every prefix of the order is a good model of its size;   load the longest prefix that fits
+
+What a term is worth is its gain: by how much a loss falls when its matrix goes from b terms to b + 1 while all others have b. The
+best gain goes first, and no matrix runs more than `gap` terms ahead of the one that has fewest. Gap 1 is the paper's "average" order:
+all second terms, best first, then all third ones; it found unbounded gaps worse. Two losses are at hand:
+
+    errors    the share of each matrix's output energy that a prefix leaves, tr(E H E^T) / tr(W H W^T): nothing beyond the road's own work
+    measured  any score of the model, as the paper's perplexity: one evaluation per term, which for large models takes hours
+
+Differs from the paper: gains are counted per byte where `per_byte` (matrices differ in size), not only compared within a level. A
+level with a gain that is no number (perplexity overflows where few terms are left) takes the gains of the next level, as in the paper.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from jaxtyping import Integer as Ints
+from torch import Tensor
+
+from bitwright.allocation.base import Menu, Price, Probe
+from bitwright.errors import BadRequest
+
+Gains = Mapping[str, Sequence[float]]  # of every matrix: what its second, third, ... term gains
+Score = Callable[[Mapping[str, int]], float]  # terms of every matrix -> loss of the model, lower is better
+
+
+@dataclass(frozen=True)
+class Stack:
+    """`gap`: by how many terms a matrix may be ahead of another (None: any number). `per_byte`: gains are divided by what a term takes."""
+
+    gap: int | None = 1
+    per_byte: bool = True
+
+    def __post_init__(self) -> None:
+        if self.gap is not None and self.gap < 1:
+            raise ValueError("a matrix must be allowed to be one term ahead")
+
+    def order(self, gains: Gains, sizes: Mapping[str, Sequence[int]]) -> list[tuple[str, int]]:
+        """(matrix, its number of terms from here on), one after the other, from one term of each up to all. `sizes`: what the
+        second, third, ... term takes."""
+        gains, have, found = finite(gains), dict.fromkeys(gains, 1), []
+        open_ = {name for name, more in gains.items() if more}
+
+        def worth(name: str) -> float:
+            at = have[name] - 1
+            return gains[name][at] / (sizes[name][at] if self.per_byte else 1)
+
+        while open_:
+            least = min(have[name] for name in open_)
+            allowed = [name for name in gains if name in open_ and (self.gap is None or have[name] < least + self.gap)]
+            best = max(allowed, key=worth)  # the first of equals, so that the order is the same everywhere
+            have[best] += 1
+            found.append((best, have[best]))
+            if have[best] > len(gains[best]):
+                open_.remove(best)
+        return found
+
+    def __call__(self, menus: Sequence[Menu], probe: Probe, price: Price, budget: int) -> Ints[Tensor, "u"]:
+        """The longest prefix of the order that the budget holds, every unit probed at every number of terms of its menu."""
+        least = torch.tensor([menu[0] for menu in menus])
+        if price(least) > budget:
+            raise BadRequest(f"The budget of {budget / 8:,.0f} bytes is below the {price(least) / 8:,.0f} bytes of the least; raise it.")
+
+        def at(level: int) -> Ints[Tensor, "u"]:
+            return torch.tensor([menu[min(level, len(menu) - 1)] for menu in menus])
+
+        def alone(u: int, level: int) -> int:
+            return price(torch.where(torch.arange(len(menus)) == u, at(level), least))
+
+        losses = [probe(at(level)).tolist() for level in range(max(map(len, menus)))]
+        gains = falls({str(u): [row[u] for row in losses[: len(menu)]] for u, menu in enumerate(menus)})
+        sizes = {str(u): [alone(u, i + 1) - alone(u, i) for i in range(len(menu) - 1)] for u, menu in enumerate(menus)}
+        choice = least
+        for name, terms in self.order(gains, sizes):
+            more = choice.clone()
+            more[int(name)] = menus[int(name)][terms - 1]
+            if price(more) > budget:
+                break
+            choice = more
+        return choice
+
+
+def falls(losses: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """Gains where the losses of matrices add up: by how much each falls from one, two, ... terms to one more."""
+    return {name: [before - after for before, after in zip(path, path[1:])] for name, path in losses.items()}
+
+
+def measured(terms: Mapping[str, int], score: Score) -> dict[str, list[float]]:
+    """Gains as the paper measures them: at every level, each matrix alone gets one term more. `terms`: how many each has in all."""
+    gains: dict[str, list[float]] = {name: [] for name in terms}
+    for level in range(1, max(terms.values())):
+        here = {name: min(level, most) for name, most in terms.items()}
+        before = score(here)
+        for name, most in terms.items():
+            if level < most:
+                gains[name].append(before - score({**here, name: level + 1}))
+    return gains
+
+
+def finite(gains: Gains) -> dict[str, list[float]]:
+    """A level with a gain that is no finite number takes the gains of the next; the last one, where it has one, gains nothing."""
+    told = {name: list(more) for name, more in gains.items()}
+    for at in reversed(range(max((len(more) for more in told.values()), default=0))):
+        here = {name: more for name, more in told.items() if at < len(more)}
+        if not all(isfinite(more[at]) for more in here.values()):
+            for more in here.values():
+                more[at] = more[at + 1] if at + 1 < len(more) else 0.0
+    return told
