@@ -4,24 +4,23 @@ A stack is a native directory whose configuration says in which order its matric
 prefix that fits, which is a model like any other: it loads, and `convert` writes it as a directory of its own.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from math import exp, prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from bitwright.allocation.stack import Stack, falls, measured
+from bitwright.allocation.stack import Score, Stack, falls, measured
 from bitwright.calibrate.data import Windows
-from bitwright.checkpoint import skeleton
-from bitwright.errors import BadRequest, writing
+from bitwright.errors import writing
 from bitwright.export.base import Opened, open_compressed
-from bitwright.export.native import Native, fields
+from bitwright.export.native import Native, one_size
 from bitwright.progress import Progress, silent
 from bitwright.report import Row
-from bitwright.terms.base import Json, decode, stored_bits
+from bitwright.terms.base import Json, stored_bits
 
 Metas = Mapping[str, Sequence[Mapping[str, Json]]]
 
@@ -39,25 +38,47 @@ def sizes(metas: Metas) -> dict[str, list[int]]:
 
 
 def reorder(directory: str | Path, windows: Windows, stack: Stack = Stack(), progress: Progress = silent) -> tuple[str, ...]:
-    """Order a native directory of sums by perplexity, as the paper does, and write the order into it: a pass over the windows for every
-    term. Raises BadRequest where there is nothing to order."""
+    """Order the terms of a native directory by what they gain in perplexity, as the paper does, and write that into it: one pass over
+    the windows per term. Raises BadRequest where there is nothing to order."""
     root = Path(directory)
+    if not Native().recognises(root):
+        raise one_size(root)
     opened = open_compressed(root)
     terms = {name: len(found) for name, found in opened.model.metas.items()}
-    if not isinstance(open_form := Native(), Native) or max(terms.values()) < 2 or not open_form.recognises(root):
-        raise BadRequest(f"{root} has no matrix of several terms; compress with --recipe bitstack.")
-    steps = sum(terms.values()) - len(terms) + max(terms.values()) - 1
-    scored = Scored(opened, windows)
+    if max(terms.values()) == 1:
+        raise one_size(root)
+    score, of, done = scorer(root, opened, windows), sum(terms.values()) - len(terms) + max(terms.values()) - 1, itertools.count(1)
 
-    def score(prefix: Mapping[str, int]) -> float:
-        progress("ordering", min(scored.done + 1, steps), steps)
-        return scored(prefix)
+    def told(prefix: Mapping[str, int]) -> float:
+        loss = score(prefix)
+        progress("ordering", next(done), of)
+        return loss
 
-    found = tuple(name for name, _ in stack.order(measured(terms, score), sizes(opened.model.metas)))
+    found = tuple(name for name, _ in stack.order(measured(terms, told), sizes(opened.model.metas)))
     config = json.loads((root / "config.json").read_text())
-    config["quantization_config"] |= {"stack": list(found)}
+    config["quantization_config"]["stack"] = list(found)
     with writing(root):
         partial = root / "config.partial"
         partial.write_text(json.dumps(config, indent=1))
         partial.replace(root / "config.json")
     return found
+
+
+def scorer(root: Path, opened: Opened, windows: Windows, batch: int = 8) -> Score:
+    """The mean loss per token, in nats, of the model with so many terms of every matrix."""
+    from bitwright.loading import assembled
+
+    model = assembled(root, opened)
+    held = {name: list(model.get_submodule(name).terms) for name in opened.model.metas}
+
+    @torch.no_grad()
+    def score(prefix: Mapping[str, int]) -> float:
+        for name, count in prefix.items():
+            model.get_submodule(name).terms = nn.ModuleList(held[name][:count])
+        total = 0.0
+        for rows in windows.ids.split(batch):
+            logits = model(input_ids=rows, use_cache=False).logits[:, :-1].flatten(0, 1)
+            total += float(nn.functional.cross_entropy(logits, rows[:, 1:].flatten(), reduction="sum"))
+        return total / windows.ids[:, 1:].numel()
+
+    return score

@@ -169,13 +169,17 @@ def site_stack(config: Mapping[str, Json]) -> tuple[str, ...]:
     return stack
 
 
+def one_size(root: Path) -> BadRequest:
+    return BadRequest(f"{root} has one size only; `bitwright compress MODEL -o OUT --recipe bitstack` makes one that has many.")
+
+
 def within(
     size: int, metas: dict[str, Any], stack: Sequence[str], kept: Mapping[str, Kept], inputs: Mapping[str, Activation], root: Path
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The terms of the largest prefix of a stack that takes at most `size` bytes with all that is kept, and that prefix. Raises
     BadRequest where there is no stack, or even one term of every matrix takes more."""
     if not stack:
-        raise BadRequest(f"{root} has one size only; `bitwright compress MODEL -o OUT --recipe bitstack` makes one that has many.")
+        raise one_size(root)
     native = Native()
     taken = sum(native.bits(name, found[:1], inputs.get(name)) for name, found in metas.items()) // 8
     taken += sum(native.kept_bytes(name, told) for name, told in kept.items())
