@@ -84,8 +84,8 @@ def root(H: Float[Tensor, "inp inp"], share: float = 1e-6) -> Float[Tensor, "inp
 
 
 def sketched_svd(M: Float[Tensor, "out inp"], rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """P [out, rank], S [rank], Q [inp, rank] of the largest singular values: exact where the matrix is hardly wider than the sketch,
-    else from its range under 48 random directions more than wanted, sharpened by four power iterations."""
+    """P [out, rank], S [rank], Q [inp, rank] of the largest singular values: exact where the matrix is hardly wider than the
+    sketch, else from its range under 48 random directions more than wanted, sharpened by four power iterations."""
     more = rank + 48
     if min(M.shape) <= 2 * more:
         P, S, Qt = torch.linalg.svd(M, full_matrices=False)

@@ -13,11 +13,11 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from bitwright.checkpoint import locate, size_in_bytes, skeleton
+from bitwright.checkpoint import locate, skeleton
 from bitwright.coded import install
 from bitwright.export import native
 from bitwright.export.base import Opened, format_of, open_compressed, reading
-from bitwright.export.native import METHOD, Native, site_inputs, site_metas
+from bitwright.export.native import METHOD, Native, open_sized, site_inputs, site_metas
 
 
 @register_quantization_config(METHOD)
@@ -63,14 +63,6 @@ def load(directory: str | Path, dtype: torch.dtype = torch.float32, size: int | 
     if size is None and (form is None or isinstance(form, Native)):
         return AutoModelForCausalLM.from_pretrained(root, dtype=dtype).eval()
     return assembled(root, open_compressed(root, form) if size is None else open_sized(root, size)).to(dtype)
-
-
-def open_sized(root: Path, size: int | str) -> Opened:
-    """The largest prefix of a stack that fits. Raises BadRequest where there is no stack, or even its least does not fit."""
-    most = size_in_bytes(size) if isinstance(size, str) else size
-    if not isinstance(format_of(root), Native):
-        raise native.one_size(root)
-    return open_compressed(root, Native(most))
 
 
 def assembled(root: Path, opened: Opened) -> Any:

@@ -182,7 +182,9 @@ def resolve_budget(recipe: Recipe, named: Mapping[str, Site], form: Format) -> R
     if recipe.budget is None:
         return recipe
     if isinstance(recipe.allocation, Stack):
-        raise BadRequest("A stack is stored whole and cut when it is loaded; leave out the budget, and give `load` or `evaluate` a --size.")
+        raise BadRequest(
+            "A stack is stored whole and cut when it is loaded; leave out the budget, and give `load` or `evaluate` a --size."
+        )
     from bitwright.allocation.uniform import Uniform
 
     units = [n for n in named if recipe.of(n) is not None]

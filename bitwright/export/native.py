@@ -16,9 +16,10 @@ from torch import Tensor
 from bitwright import index
 from bitwright.activations import base as activations
 from bitwright.activations.base import Activation
+from bitwright.checkpoint import size_in_bytes
 from bitwright.errors import BadRequest
 from bitwright.export import hf
-from bitwright.export.base import Entry, Kept, Metas, Model, Opened
+from bitwright.export.base import Entry, Kept, Metas, Model, Opened, open_compressed
 from bitwright.export.configuration import method
 from bitwright.grids.base import Params
 from bitwright.progress import Progress
@@ -167,6 +168,15 @@ def site_stack(config: Mapping[str, Json]) -> tuple[str, ...]:
     if stack and Counter(stack) != Counter({name: len(metas) - 1 for name, metas in site_metas(config).items()}):
         raise BadRequest("The stack does not name every matrix once for each of its terms but the first; download the model again.")
     return stack
+
+
+def open_sized(root: Path, size: int | str) -> Opened:
+    """The largest prefix of a stack that takes at most so many bytes ("9MB"). Raises BadRequest where there is no stack, or even
+    its least is larger."""
+    most = size_in_bytes(size) if isinstance(size, str) else size
+    if not Native().recognises(root):
+        raise one_size(root)
+    return open_compressed(root, Native(most))
 
 
 def one_size(root: Path) -> BadRequest:

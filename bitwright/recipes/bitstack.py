@@ -1,5 +1,5 @@
 """bitstack: one artefact that is loaded at any size, signs times thin magnitudes in the order of what they gain (arXiv 2410.23918).
-Without `bits` the grid is only what nearest rounding is compared on; with them GPTQ codes in groups lie below the signs. Card: bitstack."""
+The grid is only what nearest rounding is compared on, unless `bits` puts GPTQ codes in groups below the signs. Card: bitstack."""
 
 from bitwright.allocation.stack import Stack
 from bitwright.grids.fit import Mse

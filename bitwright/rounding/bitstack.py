@@ -3,15 +3,16 @@
 
     R_0 = W diag(s);   B_i = sign(R_{i-1}),   P_i Q_i = the best product of rank k to |R_{i-1}|,   R_i = R_{i-1} - B_i * (P_i Q_i)
 
-Each step minimises |R - B * (P Q)|^2 exactly for its signs: with B fixed that is |(|R| - P Q)|^2, and |R|, all positive, is nearly of
-rank one. With s_c = sqrt(H_cc) the objective is sum_c s_c^2 err_c^2, tr(E H E^T) for uncorrelated inputs; s_c plays the role of the
-paper's mean norm of channel c (that weighs sequences equally, this weighs tokens), with a floor of a thousandth of the mean. 1 / s goes
-into the stored Q, which costs nothing. A step takes 1 + 16 k (out + inp) / (out inp) bits per weight.
+Each step minimises |R - B * (P Q)|^2 exactly for its signs: with B fixed that is |(|R| - P Q)|^2, and |R|, all positive, is
+nearly of rank one. With s_c = sqrt(H_cc) the objective is sum_c s_c^2 err_c^2, tr(E H E^T) for uncorrelated inputs; s_c plays the
+role of the paper's mean norm of channel c (that weighs sequences equally, this weighs tokens), with a floor of a thousandth of
+the mean. 1 / s goes into the stored Q, which costs nothing. A step takes 1 + 16 k (out + inp) / (out inp) bits per weight.
 
 Differs from the paper: residuals subtract what is stored (fp16 factors, scaled back), where its code subtracts fp32; the SVD is
-randomized with a fixed seed (48 directions more than wanted and four power iterations, as the tail of |R| is flat: with the card's 16
-and two the error after eight steps is 5 % higher); k follows the width, as 16 of it would cost more than the signs on narrow layers. `first` puts ordinary codes below the pile (the card's mixed stack): beyond about four steps signs halve
-the error more slowly than a bit of codes does. Without it the coder's grid is not looked at. O(out inp k) per step.
+randomized with a fixed seed (48 directions more than wanted and four power iterations, as the tail of |R| is flat: with the
+card's 16 and two the error after eight steps is 5 % higher); k follows the width, as 16 of it would cost more than the signs on
+narrow layers. `first` puts ordinary codes below the pile (the card's mixed stack): beyond about four steps signs halve the error
+more slowly than a bit of codes does. Without it the coder's grid is not looked at. O(out inp k) per step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ SHARE = 48  # 16 / 48: factors may cost a third of a bit per weight
 
 @dataclass(frozen=True)
 class BitStack:
-    """`blocks` steps of `rank` directions (None: as many as cost a third of a bit per weight, 1 to 16) above the terms of `first`."""
+    """`blocks` steps of `rank` directions (None: as many as cost a third of a bit per weight, 1 to 16) above those of `first`."""
 
     blocks: int = 16
     rank: int | None = None

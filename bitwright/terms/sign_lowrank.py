@@ -29,7 +29,9 @@ class SignLowRank:
         so that neither side leaves the range of fp16."""
         sides = p.abs().amax(0).clamp_min(1e-30), q.abs().amax(1).clamp_min(1e-30)
         even = (sides[1] / sides[0]).sqrt()
-        return cls((R.shape[0], R.shape[1]), packed(R >= 0), (p * even).half().contiguous(), (q / even[:, None]).half().contiguous())
+        return cls(
+            (R.shape[0], R.shape[1]), packed(R >= 0), (p * even).half().contiguous(), (q / even[:, None]).half().contiguous()
+        )
 
     def decode(self) -> Float[Tensor, "out inp"]:
         signs = sign_table().to(self.signs.device)[self.signs.int()].view(self.shape[0], -1)[:, : self.shape[1]]
