@@ -46,7 +46,8 @@ def unmeasured(allocation: Any, data: Windows | None) -> tuple[str, ...]:
 
 def finish(directory: Path, allocation: Any, data: Windows | None, progress: Progress) -> None:
     """The last step of making a stack: its order is measured, where its recipe asks for that and there is data."""
-    if isinstance(allocation, Stack) and allocation.by != "errors" and data is not None:
+    wanted = isinstance(allocation, Stack) and allocation.by != "errors" and data is not None
+    if wanted and open_compressed(directory).model.stack:  # empty where no matrix has a second term
         reorder(directory, data.ids[:ORDERING], allocation, progress)
 
 

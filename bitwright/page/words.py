@@ -33,7 +33,12 @@ KINDS = {
     "up_proj": "MLP up",
     "down_proj": "MLP down",
 }
-TERMS = {"coded": "codes and scales", "low_rank": "low-rank term", "sparse": "single weights"}
+TERMS = {
+    "coded": "codes and scales",
+    "low_rank": "low-rank term",
+    "sparse": "single weights",
+    "sign_lowrank": "signs and magnitudes",
+}
 PARTS = {
     "absmax": "the range of a group reaches its largest weight",
     "mse": "the range of a group is the one of least rounding error",
