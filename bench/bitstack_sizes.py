@@ -23,19 +23,14 @@ from bitwright.job import text_windows
 from bitwright.stacks import reorder
 
 MODEL = "zoo:lm"
-ORDERS = {
-    "sensitivity": Stack(),
-    "errors": Stack("errors"),
-    "perplexity, as the paper": Stack("perplexity", per_byte=False),
-    "sensitivity, gap 2": Stack(gap=2),
-}
+WEIGHTS, KEPT = 5_898_240, 2_103_808  # of the linears; bytes of what stays as it is
+ORDERS = {"sensitivity": Stack(), "errors": Stack("errors"), "sensitivity, gap 2": Stack(gap=2)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--judge", type=int, default=48)
-    parser.add_argument("--orders", default=",".join(("sensitivity", "errors", "sensitivity, gap 2")).replace(", gap", ": gap"))
     args = parser.parse_args()
     text = bitwright.calibration(MODEL, samples=args.samples)
     judge = text_windows(MODEL, "stdlib", args.judge, 512, "evaluation")
@@ -45,8 +40,7 @@ def main() -> None:
 
     def line(kind: str, model: torch.nn.Module, size: int, seconds: float) -> Evaluation:
         found = evaluate(model, base)
-        kl, weights = found.divergence.kl, 5_898_240
-        bpw = 8 * (size - 2_103_808) / weights
+        kl, bpw = found.divergence.kl, 8 * (size - KEPT) / WEIGHTS
         results.append({"kind": kind, "bytes": size, "bpw": bpw, "kl": kl.value, "kl_low": kl.low, "kl_high": kl.high,
                         "ppl": found.perplexity.other.value, "seconds": seconds})  # fmt: skip
         print(f"{kind:36} {size:9,} bytes {bpw:6.3f} bpw  KL {kl.value:8.5f} [{kl.low:.5f}, {kl.high:.5f}]  perplexity "
@@ -65,8 +59,8 @@ def main() -> None:
         small, report = bitwright.compress(MODEL, recipe, text, stats=stats)
         before = line(name, small, report.bytes, time.perf_counter() - begun)
         for stack in stacks:
-            for by, order in ORDERS.items() if stack == "signs" and name.startswith("GPTQ") else [("sensitivity", Stack())]:
-                if by.startswith("perplexity"):
+            for by, order in ORDERS.items():
+                if by != "sensitivity" and (stack != "signs" or name.startswith("nearest")):
                     continue
                 reorder(work / stack, text.ids[:8], order)
                 begun = time.perf_counter()
@@ -81,8 +75,14 @@ def main() -> None:
                 results[-1] |= {"against": name, "difference": gap.value, "low": gap.low, "high": gap.high}
     where = Path(__file__).parent / "results" / f"bitstack_sizes-{datetime.date.today()}.json"
     machine = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    where.write_text(json.dumps({"claim": __doc__.split("\n\n")[0], "floor": base.floor.kl, "machine": machine, "samples": args.samples,
-                                 "judge": args.judge, "results": results}, indent=1))  # fmt: skip
+    told = {
+        "claim": __doc__.split("\n\n")[0],
+        "floor": base.floor.kl,
+        "machine": machine,
+        "samples": args.samples,
+        "judge": args.judge,
+    }
+    where.write_text(json.dumps({**told, "results": results}, indent=1))
 
 
 if __name__ == "__main__":

@@ -46,8 +46,9 @@ def unmeasured(allocation: Any, data: Windows | None) -> tuple[str, ...]:
 
 def finish(directory: Path, allocation: Any, data: Windows | None, progress: Progress) -> None:
     """The last step of making a stack: its order is measured, where its recipe asks for that and there is data."""
-    wanted = isinstance(allocation, Stack) and allocation.by != "errors" and data is not None
-    if wanted and open_compressed(directory).model.stack:  # empty where no matrix has a second term
+    if not isinstance(allocation, Stack) or allocation.by == "errors" or data is None:
+        return
+    if open_compressed(directory).model.stack:  # empty where no matrix has a second term
         reorder(directory, data.ids[:ORDERING], allocation, progress)
 
 

@@ -101,10 +101,9 @@ def weighed(losses: Mapping[str, Sequence[float]], score: Score) -> dict[str, li
     """Gains where each matrix's losses are in a unit of its own: what it costs the model to have one term of it sets that unit."""
     whole = {name: len(path) for name, path in losses.items()}
     best = score(whole)
-    units = {
-        name: (score({**whole, name: 1}) - best) / path[0] if path[0] else 0.0 for name, path in losses.items() if len(path) > 1
-    }
-    return {name: [units[name] * gain for gain in more] if more else [] for name, more in falls(losses).items()}
+    fall = {name: path[0] - path[-1] for name, path in losses.items()}
+    units = {name: (score({**whole, name: 1}) - best) / fall[name] for name in losses if fall[name]}
+    return {name: [units.get(name, 0.0) * gain for gain in more] for name, more in falls(losses).items()}
 
 
 def measured(terms: Mapping[str, int], score: Score) -> dict[str, list[float]]:

@@ -246,13 +246,9 @@ def test_a_prefix_is_what_building_that_size_gives(stacked: Path, tiny_llama: An
     ids, whole = tokens().ids[:2], open_compressed(stacked)
     model, stats = tiny_llama(num_hidden_layers=1), stacked.parent / "stats"
     for steps in (1, 3):
-        direct, report = bitwright.compress(
-            tiny_llama(num_hidden_layers=1), recipes.bitstack(steps=steps), None, stats=stacked.parent / "stats"
-        )
+        direct, report = bitwright.compress(model, recipes.bitstack(steps=steps), None, stats=stats)
         prefix = bitwright.load(stacked, size=report.bytes)
-        assert all(torch.equal(t, stored(prefix)[n]) for n, t in stored(direct).items()) and len(stored(prefix)) == len(
-            stored(direct)
-        )
+        assert same(direct, prefix)
         with torch.no_grad():
             assert torch.equal(direct(ids).logits, prefix(ids).logits)
     between = least_size(stacked) + 1500
@@ -278,18 +274,11 @@ def test_the_errors_of_prefixes_are_in_the_report(stacked: Path) -> None:
 
 
 def test_an_order_that_is_not_one_of_the_terms_is_damage(stacked: Path, tmp_path: Path) -> None:
-    import shutil
-
-    for break_ in (
-        lambda order: order[:-1],
-        lambda order: [*order[:-1], "m"],
-        lambda order: [order[0]] * len(order),
-        lambda _: [3],
-    ):
-        bad = tmp_path / "bad"
-        shutil.copytree(stacked, bad, dirs_exist_ok=True)
-        config = json.loads((stacked / "config.json").read_text())
-        config["quantization_config"]["stack"] = break_(config["quantization_config"]["stack"])
+    bad, config = tmp_path / "bad", json.loads((stacked / "config.json").read_text())
+    shutil.copytree(stacked, bad)
+    order = config["quantization_config"]["stack"]
+    for wrong in (order[:-1], [*order[:-1], "m"], [order[0]] * len(order), [3], "stack", 7, [[]]):
+        config["quantization_config"]["stack"] = wrong
         (bad / "config.json").write_text(json.dumps(config))
         with pytest.raises(BadRequest, match="download"):
             bitwright.load(bad, size="1GB")
