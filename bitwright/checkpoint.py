@@ -202,5 +202,5 @@ def size_in_bytes(text: str) -> int:
     unit = text[len(number) :].strip().lower()
     try:
         return int(float(number) * units[unit])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         raise BadRequest(f"{text!r} is not a size; write it like 12MB or 3.5GiB.") from None

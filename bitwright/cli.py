@@ -65,6 +65,7 @@ def compress(
     """Compress MODEL into OUT, block by block, and report what it costs."""
     from bitwright.calibrate.text import text_windows
     from bitwright.checkpoint import size_in_bytes
+    from bitwright.choosing import choose
     from bitwright.job import Job, choose_device
 
     chosen = choose(model, recipe, bits, group, option or [], ignore or [], head, budget)
@@ -79,57 +80,6 @@ def compress(
     with console.progress() as bar:
         report = job.run(job.road(out, stats, batch, choose_device(device), bar), resume, overwrite)
     finish(out, report, model if judge else None, as_json)
-
-
-def choose(
-    model: str,
-    recipe: str,
-    bits: int | None,
-    group: int | None,
-    options: list[str],
-    ignore: list[str],
-    head: bool,
-    budget: float | None,
-) -> Any:
-    """The recipe that the options describe. Raises BadRequest where it does not know one of them."""
-    import inspect
-    from dataclasses import replace
-
-    from bitwright import recipes
-    from bitwright.recipe import Recipe, Rule
-
-    rules = tuple(Rule(name, ignore=True) for name in ignore)
-    if recipe.endswith((".toml", ".json")):
-        if bits is not None or group is not None or options:
-            raise BadRequest("A recipe file says its own bits and groups; leave out --bits, --group and --set, or edit the file.")
-        if not Path(recipe).is_file():
-            raise BadRequest(f"There is no recipe file {recipe}; `bitwright list recipes` shows the built-in ones.")
-        found = Recipe.read(recipe)
-    else:
-        make = recipes.get(recipe)
-        known = inspect.signature(make).parameters
-        wanted: dict[str, Any] = {k: v for k, v in (("bits", bits), ("group", group)) if v is not None}
-        for pair in options:
-            name, _, text = pair.partition("=")
-            wanted[name] = {"true": True, "false": False}.get(text.lower(), number(text))
-        if "blocks" in known and "blocks" not in wanted:  # a mixture depends on the depth of the model
-            from bitwright.checkpoint import open_checkpoint
-
-            wanted["blocks"] = open_checkpoint(model).config.num_hidden_layers
-        for name in wanted:
-            if name not in known:
-                raise BadRequest(f"The recipe {recipe!r} has no option {name!r}; it has {', '.join(known)}.")
-        found = make(**{k: None if k == "group" and v == 0 else v for k, v in wanted.items()})
-    return replace(found, rules=rules + found.rules, head=head or found.head, budget=budget or found.budget)
-
-
-def number(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def show_plan(job: Any, tokens: int, as_json: bool) -> None:
@@ -180,6 +130,7 @@ def evaluate(
     speed: Annotated[bool, typer.Option("--speed", help="Measure tokens per second instead, beside --against.")] = False,
     device: Annotated[str, typer.Option(help="Where --speed runs the models: auto, cpu or cuda.")] = "cpu",
     strict: Annotated[bool, typer.Option("--strict", help="Refuse a layer whose products have no kernel here.")] = False,
+    size: Annotated[str | None, typer.Option(help="Of a stack, measure what fits, such as 9MB.")] = None,
 ) -> None:
     """Perplexity of MODEL; with --against, KL with tails, flips, intervals and the noise floor."""
     if strict:
@@ -193,10 +144,10 @@ def evaluate(
         if file is not None:
             file.write_text(json.dumps(found, indent=1))
         return table.speeds(found, console.out)
-    scores = measure(model, against, data, samples, length).to_json()
+    scores = measure(model, against, data, samples, length, size).to_json()
     if file is not None:
         file.write_text(json.dumps(scores, indent=1))
-    if (Path(model) / "bitwright.json").is_file():
+    if (Path(model) / "bitwright.json").is_file() and size is None:
         report = Report.read(model).with_scores(scores)
         report.write(Path(model))
         (Path(model) / "report.html").write_text(page.render(report))
@@ -223,6 +174,7 @@ def compare(
     from inspect import signature
 
     from bitwright import table
+    from bitwright.choosing import choose
     from bitwright.measuring import compared
     from bitwright.recipes import get
 
@@ -254,6 +206,20 @@ def convert(
     for remark in remarks:
         console.out.print(f"  {remark}")
     console.out.print(f"Written and read back: {out}")
+
+
+@app.command()
+def load(
+    model: Model,
+    size: Annotated[str, typer.Option(help="All tensors together, such as 9MB.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write what was loaded as a model of its own.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+) -> None:
+    """Of a stack, which the recipe bitstack makes, load what fits into a size: the best terms of every matrix, and nothing else."""
+    from bitwright.stacks import load as run
+
+    with console.progress() as bar:
+        console.out.print(run(model, size, out, overwrite, bar))
 
 
 @app.command()

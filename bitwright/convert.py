@@ -9,14 +9,22 @@ from typing import Any
 from bitwright import index
 from bitwright.errors import BadRequest, writing
 from bitwright.export.base import Format, Opened, export, open_compressed
-from bitwright.export.native import Native
+from bitwright.export.native import Native, open_sized
 from bitwright.export.resumable import make_room
 from bitwright.ledger import ledger
 from bitwright.progress import Progress, silent
 
 
-def convert(model: str | Path, to: str, out: str | Path, overwrite: bool = False, progress: Progress = silent) -> list[str]:
-    """Write a compressed model in another format and read it back. Returns what a user of the new one should know.
+def convert(
+    model: str | Path,
+    to: str,
+    out: str | Path,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    size: int | str | None = None,
+) -> list[str]:
+    """Write a compressed model (of a stack: what fits into `size`) in another format and read it back. Returns what a user of the
+    new one should know.
 
     Raises BadRequest where `model` is not compressed, or `to` cannot hold it exactly; then nothing is written.
     """
@@ -24,7 +32,7 @@ def convert(model: str | Path, to: str, out: str | Path, overwrite: bool = False
     if target.resolve() == root.resolve() or target.resolve() in root.resolve().parents:
         raise BadRequest(f"{out} holds the model that is converted; choose another directory.")
     form: Format = index.form(to)
-    opened = open_compressed(root)
+    opened = open_compressed(root) if size is None else open_sized(root, size)
     if why := form.refusal(opened.model):
         raise BadRequest(why)
     make_room(target, False, overwrite)
@@ -39,7 +47,7 @@ def convert(model: str | Path, to: str, out: str | Path, overwrite: bool = False
 
 
 def recounted(source: Opened, form: Format) -> Mapping[str, Any]:
-    """The document of the source with the bits of another format."""
+    """The document of the source with the bits of another format; of a part of a stack with that part's errors, and no scores."""
     from bitwright.report import Report
 
     report: dict[str, Any] = source.document["report"]
@@ -47,7 +55,14 @@ def recounted(source: Opened, form: Format) -> Mapping[str, Any]:
     def bits(name: str) -> int:
         return form.bits(name, source.model.metas[name], source.model.inputs.get(name))
 
-    rows = [{**row, "bits": bits(row["name"])} for row in report["rows"]]
+    def part(row: dict[str, Any]) -> dict[str, Any]:
+        count, errors = len(source.model.metas[row["name"]]), row.get("prefixes")
+        told = {"error": errors[count - 1], "prefixes": errors[:count], "terms": row["terms"][:count]} if errors else {}
+        return {**row, "bits": bits(row["name"])} | told
+
+    rows = [part(row) for row in report["rows"]]
+    if any(len(row["terms"]) < len(before["terms"]) for row, before in zip(rows, report["rows"])):
+        report = {**report, "scores": None}
     kept = sum(form.kept_bytes(name, kept) for name, kept in source.model.kept.items())
     return {**source.document, "report": Report.from_dict({**report, "rows": rows, "kept": kept}).to_dict()}
 

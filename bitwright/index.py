@@ -38,6 +38,7 @@ PARTS: dict[str, dict[str, str]] = {
         "coded": "bitwright.terms.coded:Coded",
         "columns": "bitwright.terms.columns:Columns",
         "low_rank": "bitwright.terms.low_rank:LowRank",
+        "sign_lowrank": "bitwright.terms.sign_lowrank:SignLowRank",
         "sparse": "bitwright.terms.sparse:Sparse",
     },
     "rounding": {
@@ -46,6 +47,7 @@ PARTS: dict[str, dict[str, str]] = {
         "quantease": "bitwright.rounding.quantease:QuantEase",
         "quantease-outlier": "bitwright.rounding.quantease_outlier:QuantEaseOutlier",
         "chain": "bitwright.rounding.chain:Chain",
+        "bitstack": "bitwright.rounding.bitstack:BitStack",
         "ggml": "bitwright.rounding.ggml:Ggml",
     },
     "corrections": {
@@ -58,6 +60,7 @@ PARTS: dict[str, dict[str, str]] = {
     },
     "allocation": {
         "uniform": "bitwright.allocation.uniform:Uniform",
+        "stack": "bitwright.allocation.stack:Stack",
         "greedy": "bitwright.allocation.greedy:Greedy",
         "water-level": "bitwright.allocation.water_level:WaterLevel",
         "integer-program": "bitwright.allocation.integer_program:IntegerProgram",
@@ -91,6 +94,7 @@ RECIPES: dict[str, str] = {
     "fp-diffusion": "bitwright.recipes.fp_diffusion:fp_diffusion",
     "int-vs-fp": "bitwright.recipes.int_vs_fp:int_vs_fp",
     "flexq": "bitwright.recipes.flexq:flexq",
+    "bitstack": "bitwright.recipes.bitstack:bitstack",
     "zeroquant-v2": "bitwright.recipes.zeroquant_v2:zeroquant_v2",
 }
 

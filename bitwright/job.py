@@ -36,6 +36,7 @@ from bitwright.provenance import here, peak_memory
 from bitwright.recipe import Recipe
 from bitwright.report import Report
 from bitwright.road import Road
+from bitwright.stacks import finish, ordered, unmeasured
 from bitwright.wiring import Wiring
 
 
@@ -174,6 +175,7 @@ class Job:
             size = sum(self.native_bits(name, metas) for name, metas in road.metas.items()) // 8
             size += sum(self.source.dtypes[n].itemsize * prod(self.source.shapes[n]) for n in self.plan.kept)
             road.directory.finish(self.config(road), self.companions(), document, size)
+            finish(road.directory.out, self.plan.recipe.allocation, self.data, road.progress)
             if not isinstance(self.form, Native):
                 remarks = deliver(road.directory.out, self.form, road.directory.out.parent, document, road.progress)
                 report = replace(report, notes=report.notes + tuple(remarks))
@@ -216,7 +218,8 @@ class Job:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def quantization_config(self, road: Road) -> dict[str, Any]:
-        return native.quantization_config(road.metas, self.tied_head, self.plan.inputs)
+        stack = ordered(self.plan.recipe.allocation, road.rows, road.metas)
+        return native.quantization_config(road.metas, self.tied_head, self.plan.inputs, stack)
 
     def native_bits(self, name: str, metas: Sequence[Mapping[str, Any]]) -> int:
         return Native().bits(name, metas, self.plan.inputs.get(name))
@@ -272,6 +275,7 @@ class Job:
             seconds=seconds,
             peak=peak_memory(),
             provenance={"model sha256": self.source.fingerprint(), **here()},
+            notes=unmeasured(recipe.allocation, data),
         )
 
 

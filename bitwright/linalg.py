@@ -81,3 +81,19 @@ def root(H: Float[Tensor, "inp inp"], share: float = 1e-6) -> Float[Tensor, "inp
         if not failed:
             return lower
         share *= 10
+
+
+def sketched_svd(M: Float[Tensor, "out inp"], rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """P [out, rank], S [rank], Q [inp, rank] of the largest singular values: exact where the matrix is hardly wider than the
+    sketch, else from its range under 48 random directions more than wanted, sharpened by four power iterations."""
+    more = rank + 48
+    if min(M.shape) <= 2 * more:
+        P, S, Qt = torch.linalg.svd(M, full_matrices=False)
+        return P[:, :rank], S[:rank], Qt[:rank].T
+    draw = torch.randn(M.shape[1], more, dtype=M.dtype, generator=torch.Generator().manual_seed(seed)).to(M.device)
+    basis, _ = torch.linalg.qr(M @ draw)
+    for _ in range(4):
+        back, _ = torch.linalg.qr(M.T @ basis)
+        basis, _ = torch.linalg.qr(M @ back)
+    P, S, Qt = torch.linalg.svd(basis.T @ M, full_matrices=False)
+    return basis @ P[:, :rank], S[:rank], Qt[:rank].T

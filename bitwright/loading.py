@@ -16,8 +16,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from bitwright.checkpoint import locate, skeleton
 from bitwright.coded import install
 from bitwright.export import native
-from bitwright.export.base import format_of, open_compressed, reading
-from bitwright.export.native import METHOD, Native, site_inputs, site_metas
+from bitwright.export.base import Opened, format_of, open_compressed, reading
+from bitwright.export.native import METHOD, Native, open_sized, site_inputs, site_metas
 
 
 @register_quantization_config(METHOD)
@@ -50,24 +50,31 @@ class BitwrightQuantizer(HfQuantizer):
         return False
 
 
-def load(directory: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+def load(directory: str | Path, dtype: torch.dtype = torch.float32, size: int | str | None = None) -> Any:
     """A model directory, hub id or `zoo:lm`, plain or compressed by any tool whose format is known, as a transformers model in
-    evaluation mode, on the CPU. Compressed matrices stay as they are stored and run on bitwright's kernels.
+    evaluation mode, on the CPU. Compressed matrices stay as they are stored and run on bitwright's kernels. `size`: of a stack (the
+    recipe bitstack makes one) only what fits into so many bytes, or "9MB", with all that is kept; nothing else of it is read.
 
-    Raises BadRequest where there is none."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    Raises BadRequest where there is none, or where it cannot be so small."""
+    from transformers import AutoModelForCausalLM
 
     root = locate(str(directory))
     form = format_of(root)
-    if form is None or isinstance(form, Native):
+    if size is None and (form is None or isinstance(form, Native)):
         return AutoModelForCausalLM.from_pretrained(root, dtype=dtype).eval()
-    opened = open_compressed(root, form)
+    return assembled(root, open_compressed(root, form) if size is None else open_sized(root, size)).to(dtype)
+
+
+def assembled(root: Path, opened: Opened) -> Any:
+    """The model of an opened directory, fp32."""
+    from transformers import AutoConfig
+
     sites = opened.model.metas
     tensors = native.flatten({name: opened.terms(name) for name in sites}, {name: opened.scales(name) for name in sites})
     tensors |= {name: opened.tensor(name) for name in opened.model.kept}
     with reading(root):
         config = AutoConfig.for_model(**opened.model.config)
-    return assemble(config, tensors, native.fields(opened.model)).to(dtype)
+    return assemble(config, tensors, native.fields(opened.model))
 
 
 def assemble(config: Any, tensors: dict[str, Tensor], fields: dict[str, Any]) -> nn.Module:

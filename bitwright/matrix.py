@@ -101,3 +101,12 @@ def compress_matrix(W: Float[Tensor, "out inp"], planned: Planned, known: Known,
 def lost(E: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"] | None) -> Float[Tensor, "out"]:
     """(E H E^T)_ii, or squares where nothing is known of the inputs; summed in fp64."""
     return ((E if H is None else pull(E, H)) * E).sum(1, dtype=torch.float64)
+
+
+def lost_by_prefixes(W: Float[Tensor, "out inp"], terms: Terms, H: Float[Tensor, "inp inp"] | None) -> list[float]:
+    """What the first term leaves, the first two, ... all."""
+    found, rest = [], W
+    for term in terms:
+        rest = rest - term.decode()
+        found.append(float(lost(rest, H).sum()))
+    return found

@@ -16,6 +16,7 @@ from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright.allocation.base import cheapest, reach, topped_up
+from bitwright.allocation.stack import Stack
 from bitwright.allocation.uniform import Uniform
 from bitwright.checkpoint import Checkpoint, skeleton
 from bitwright.errors import BadRequest
@@ -146,6 +147,10 @@ def measured(recipe: Recipe) -> bool:
 
 def by_price(source: Checkpoint, recipe: Recipe, wiring: Wiring, form: Format, strict: bool) -> Recipe:
     """The budget spent by prices alone. Where the allocation measures losses this only foretells what a run will write."""
+    if isinstance(recipe.allocation, Stack):
+        raise BadRequest(
+            "A stack is stored whole and cut when it is loaded; leave out the budget, and give `load` or `evaluate` a --size."
+        )
     menu = Menu.of(source, recipe, wiring, form, strict)
     even = menu.prices_only
     budget = reach(even, menu.price)[1] if recipe.budget is None else menu.budget(recipe)

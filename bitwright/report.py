@@ -17,7 +17,8 @@ class Row:
 
     `bits`: stored bits of all its terms. `error`: what is lost, as a share of the matrix's own output energy,
     tr(E H E^T) / tr(W H W^T), or of its squared weights where no data was used (`measure` says which); `nearest`: the same for
-    nearest rounding on the same grid. `seconds` of solving.
+    nearest rounding on the same grid. `seconds` of solving. `prefixes`: of a
+    stack, the errors of its first term, its first two, ... all.
     """
 
     name: str
@@ -30,10 +31,11 @@ class Row:
     seconds: float
     terms: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    prefixes: tuple[float, ...] = ()
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "Row":
-        kept: dict[str, Any] = {f.name: value[f.name] for f in fields(cls)}
+        kept: dict[str, Any] = {f.name: value[f.name] for f in fields(cls) if f.name in value}
         as_tuples: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in kept.items()}
         return cls(**as_tuples)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitwright.allocation.stack import Stack
 from bitwright.calibrate.collect import head_moments
 from bitwright.calibrate.data import Windows
 from bitwright.calibrate.gradients import GRADIENTS
@@ -24,7 +25,7 @@ from bitwright.export.native import flatten
 from bitwright.export.resumable import Directory
 from bitwright.grids.base import Params
 from bitwright.grids.fit import AbsMax
-from bitwright.matrix import Solved, key
+from bitwright.matrix import Solved, key, lost_by_prefixes
 from bitwright.plan import Plan
 from bitwright.progress import Progress
 from bitwright.report import Row
@@ -88,6 +89,10 @@ class Road:
         """Whether a statistic compares with the float teacher, which then walks along."""
         return "cross" in self.plan.recipe.needs
 
+    @property
+    def stacked(self) -> bool:
+        return isinstance(self.plan.recipe.allocation, Stack)
+
     def inside(self, name: str) -> bool:
         return name.startswith(f"{self.plan.wiring.blocks}.")
 
@@ -143,13 +148,14 @@ class Road:
             known = self.store.with_own(site.name, known, self.plan.recipe.needs)
         kept = Solved.read(self.store.codes(key(site.name, planned, self.plan.recipe.needs, top))) if self.store else None
         found = kept or Solved.of(site.matrix(), planned, known, top)
+        prefixes = lost_by_prefixes(site.matrix(), found.terms, known.values.get("gram")) if self.stacked else []
         seconds, H = time.perf_counter() - begun, known.values.get("gram")
         remarks = (*((planned.note,) if planned.note else ()), *found.notes)
         scale = found.energy or 1.0
         error = float(found.errors.sum(dtype=torch.float64))
         row = Row(
             site.name, block, site.shape, planned.bits, error / scale, found.nearest / scale, "weights" if H is None else "output",
-            seconds, tuple(t.meta()["kind"] for t in found.terms), remarks,
+            seconds, tuple(t.meta()["kind"] for t in found.terms), remarks, tuple(e / (found.energy or 1.0) for e in prefixes),
         )  # fmt: skip
         self.note(row, [t.meta() for t in found.terms])
         if block is None:

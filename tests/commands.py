@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -136,3 +137,23 @@ def test_models_of_other_tools_are_inspected_converted_and_compared(
     assert code == 0 and "there" in said and "awq" in said
     one, other = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert one["scores"]["divergence"]["kl"] == other["scores"]["divergence"]["kl"]
+
+
+def test_a_stack_is_loaded_at_a_size_and_written_as_a_model_of_its_own(
+    run: Run, tmp_path: Path, tiny_llama: Any, tokens: Any
+) -> None:
+    import bitwright
+
+    bitwright.compress(tiny_llama(num_hidden_layers=1), bitwright.recipes.bitstack(steps=3), tokens(), out=tmp_path / "stack")
+    code, said, _ = run("load", tmp_path / "stack", "--size", "90kB", "-o", tmp_path / "small")
+    assert code == 0 and "bits per weight" in said and "read back" in said
+    took = int(said.split("Loaded ")[1].split(" ")[0].replace(",", ""))
+    assert took <= 90_000
+    code, said, _ = run("inspect", tmp_path / "small", "--json")
+    assert code == 0 and sum(entry["bytes"] for entry in json.loads(said)) == took
+    refused(run("load", tmp_path / "stack", "--size", "1kB"), "at least", "raise the size")
+    refused(run("load", tmp_path / "stack", "--size", "small"), "is not a size")
+    refused(run("load", tmp_path / "stack", "--size", "90kB", "-o", tmp_path / "small"), "--overwrite")
+    refused(run("load", tmp_path / "stack", "--size", "90kB", "-o", tmp_path / "stack"), "choose another directory")
+    refused(run("evaluate", "zoo:lm", "--size", "9MB"), "one size only", "--recipe bitstack")
+    refused(run("compress", "zoo:lm", "-o", tmp_path / "x", "--recipe", "bitstack", "--size", "6MB"), "cut when it is loaded")

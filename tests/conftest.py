@@ -120,7 +120,9 @@ def roundings() -> dict[str, list[Any]]:
     nearest, gptq, ease, outlier, chain = (
         index.resolve("rounding", name) for name in ("nearest", "gptq", "quantease", "quantease-outlier", "chain")
     )
+    stack = index.resolve("rounding", "bitstack")
     return {
+        "bitstack": [stack(12, 2), stack(12), stack(3, 2, first=gptq())],
         "gptq": [gptq(order, groups) for order, groups in product(("descending", "natural", "group-aware"), ("static", "dynamic"))]
         + [gptq(block=8), gptq.llm_compressor(), gptq.gptqmodel()],
         "quantease": [ease(iters=8), ease(iters=3, relax_until=0)],

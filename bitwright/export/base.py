@@ -40,6 +40,7 @@ class Model:
     tied_head: str | None = None  # name of an output head that reads the embedding's terms
     inputs: Mapping[str, Activation] = field(default_factory=dict)  # how the inputs of a matrix are quantized, where they are
     companions: Sequence[Path] = ()  # files beside the weights: tokenizer, generation settings, licence; copied as they are
+    stack: Sequence[str] = ()  # the matrices in the order in which they get one term more, where any prefix of that is a model
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 It holds every sum of terms that there is, and is what other formats are made from.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -15,9 +16,10 @@ from torch import Tensor
 from bitwright import index
 from bitwright.activations import base as activations
 from bitwright.activations.base import Activation
+from bitwright.checkpoint import size_in_bytes
 from bitwright.errors import BadRequest
 from bitwright.export import hf
-from bitwright.export.base import Entry, Kept, Metas, Model, Opened
+from bitwright.export.base import Entry, Kept, Metas, Model, Opened, open_compressed
 from bitwright.export.configuration import method
 from bitwright.grids.base import Params
 from bitwright.progress import Progress
@@ -30,7 +32,9 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Native:
-    """The format `native`."""
+    """The format `native`; with a `size` in bytes, of a stack only what fits, and nothing else of it is read."""
+
+    size: int | None = None
 
     def refusal(self, model: Model) -> str | None:
         return None
@@ -57,12 +61,19 @@ class Native:
     def open(self, root: Path) -> Opened:
         files = hf.Files.of(root)
         config = files.config["quantization_config"]
-        metas, tied_head = site_metas(config), config["tied_head"]
+        metas, stack, tied_head = site_metas(config), site_stack(config), config["tied_head"]
         plain = files.plain()
         if tied_head:
             plain["tie_word_embeddings"] = True
         kept = {n: k for n, k in files.kept.items() if ".terms." not in n and ".inputs." not in n}
         inputs = site_inputs(config)
+        every = specs(metas)
+        if self.size is not None:
+            metas, stack = within(self.size, metas, stack, kept, inputs, root)
+        wanted = specs(metas)
+        for name, told in wanted.items():
+            if (has := files.kept.get(name)) != told:
+                raise BadRequest(f"{name} should be {told} but is {has}; download the model again.")
 
         def terms(site: str) -> Terms:
             found = []
@@ -72,27 +83,33 @@ class Native:
                 raise BadRequest(f"{site} decodes to NaN or infinity; the file is damaged, download it again.")
             return tuple(found)
 
-        for site, found in metas.items():
-            for i, meta in enumerate(found):
-                for leaf, told in base.spec(meta).items():
-                    if (has := files.kept.get(f"{site}.terms.{i}.{leaf}")) != told:
-                        raise BadRequest(f"{site}.terms.{i}.{leaf} should be {told} but is {has}; download the model again.")
-
         def scales(site: str) -> Params:
             return {leaf: files.tensor(f"{site}.inputs.{leaf}") for leaf in inputs[site].leaves} if site in inputs else {}
 
-        model, entries = Model(plain, metas, kept, tied_head, inputs, files.companions()), Entry.list(files.kept, metas)
-        return Opened(model, terms, files.tensor, entries, files.document(), scales)
+        model = Model(plain, metas, kept, tied_head, inputs, files.companions(), stack)
+        there = {n: told for n, told in files.kept.items() if n in wanted or n not in every}
+        return Opened(model, terms, files.tensor, Entry.list(there, metas), files.document(), scales)
 
 
 def whole(site: str, metas: Metas) -> None:
     """That the terms of a matrix have one shape and every input has codes; else a few factors or places, which take next to no
     bytes, could claim a matrix of any size. Raises BadRequest."""
     shapes = {tuple(meta["shape"]) for meta in metas}
-    coded = sum(meta["shape"][1] if meta["columns"] is None else meta["columns"] for meta in metas if meta["kind"] == "coded")
+    full = (meta for meta in metas if meta["kind"] in ("coded", "sign_lowrank"))
+    coded = sum(meta["shape"][1] if meta.get("columns") is None else meta["columns"] for meta in full)
     if len(shapes) != 1 or coded < metas[0]["shape"][1]:
         told = ", ".join(f"{meta['kind']} of {meta['shape']}" for meta in metas[:4])
         raise BadRequest(f"The terms of {site} ({told}) do not make one matrix with a code for every weight; download it again.")
+
+
+def specs(metas: Mapping[str, Metas]) -> base.Spec:
+    """The tensors of all terms by name, as they should be."""
+    return {
+        f"{site}.terms.{i}.{leaf}": told
+        for site, found in metas.items()
+        for i, meta in enumerate(found)
+        for leaf, told in base.spec(meta).items()
+    }
 
 
 def flatten(terms: Mapping[str, Terms], scales: Mapping[str, Params]) -> dict[str, Tensor]:
@@ -107,11 +124,14 @@ def leaves(terms: Terms, scales: Params) -> dict[str, Tensor]:
 
 
 def fields(model: Model) -> dict[str, Json]:
-    return quantization_config(model.metas, model.tied_head, model.inputs)
+    return quantization_config(model.metas, model.tied_head, model.inputs, model.stack)
 
 
 def quantization_config(
-    metas: Mapping[str, Sequence[Mapping[str, Json]]], tied_head: str | None, inputs: Mapping[str, Activation]
+    metas: Mapping[str, Sequence[Mapping[str, Json]]],
+    tied_head: str | None,
+    inputs: Mapping[str, Activation],
+    stack: Sequence[str] = (),
 ) -> dict[str, Json]:
     """What a loader must know. Equal lists of terms are written once and pointed at. Quantized inputs make it format 2."""
     kinds: list[Any] = []
@@ -121,7 +141,7 @@ def quantization_config(
             kinds.append(list(found))
         sites[name] = kinds.index(list(found))
     told: dict[str, Json] = {"quant_method": METHOD, "format": 2 if inputs else 1, "kinds": kinds, "sites": sites}
-    told["tied_head"] = tied_head
+    told |= {"tied_head": tied_head} | ({"stack": list(stack)} if stack else {})
     if inputs:
         parts = list(dict.fromkeys(inputs.values()))
         told["inputs"] = {
@@ -139,6 +159,50 @@ def site_metas(config: Mapping[str, Json]) -> dict[str, list[dict[str, Json]]]:
     for site, metas in found.items():
         whole(site, metas)
     return found
+
+
+def site_stack(config: Mapping[str, Json]) -> tuple[str, ...]:
+    """The matrices of a stack in the order in which they get one term more; () where there is no stack. Raises BadRequest where the
+    order is not one of their terms."""
+    stack = tuple(config.get("stack") or ())
+    if stack and Counter(stack) != Counter({name: len(metas) - 1 for name, metas in site_metas(config).items()}):
+        raise BadRequest("The stack does not name every matrix once for each of its terms but the first; download the model again.")
+    return stack
+
+
+def open_sized(root: Path, size: int | str) -> Opened:
+    """The largest prefix of a stack that takes at most so many bytes ("9MB"). Raises BadRequest where there is no stack, or even
+    its least is larger."""
+    most = size_in_bytes(size) if isinstance(size, str) else size
+    if not Native().recognises(root):
+        raise one_size(root)
+    return open_compressed(root, Native(most))
+
+
+def one_size(root: Path) -> BadRequest:
+    return BadRequest(f"{root} has one size only; `bitwright compress MODEL -o OUT --recipe bitstack` makes one that has many.")
+
+
+def within(
+    size: int, metas: dict[str, Any], stack: Sequence[str], kept: Mapping[str, Kept], inputs: Mapping[str, Activation], root: Path
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The terms of the largest prefix of a stack that takes at most `size` bytes with all that is kept, and that prefix. Raises
+    BadRequest where there is no stack, or even one term of every matrix takes more."""
+    if not stack:
+        raise one_size(root)
+    native = Native()
+    taken = sum(native.bits(name, found[:1], inputs.get(name)) for name, found in metas.items()) // 8
+    taken += sum(native.kept_bytes(name, told) for name, told in kept.items())
+    if size < taken:
+        raise BadRequest(f"{size:,} bytes are too few for {root}: it takes at least {taken:,}; raise the size.")
+    count = dict.fromkeys(metas, 1)
+    for at, name in enumerate(stack):
+        taken += native.bits(name, metas[name][count[name] : count[name] + 1]) // 8
+        if taken > size:
+            stack = stack[:at]
+            break
+        count[name] += 1
+    return {name: found[: count[name]] for name, found in metas.items()}, tuple(stack)
 
 
 def site_inputs(config: Mapping[str, Json]) -> dict[str, Activation]:

@@ -20,6 +20,7 @@ from bitwright.errors import Decoded
 from bitwright.kernels.planes import Plane, Widths, planes
 from bitwright.terms.base import Terms, decode
 from bitwright.terms.coded import Coded
+from bitwright.terms.sign_lowrank import SignLowRank
 
 Made = tuple[Ints[Tensor, "_"] | None, list[Any]]  # the columns that a coded term reads, and its planes as a kernel wants them
 
@@ -60,6 +61,8 @@ class Packed:
 
     def made(self, widths: Widths, make: Callable[[Plane], list[Any]], declines: Callable[[Plane], str | None]) -> list[Made]:
         terms = self.load()
+        if any(isinstance(term, SignLowRank) for term in terms):
+            raise NotImplementedError("signs times a thin product have no kernel yet")
         self.thin, made = [term for term in terms if not isinstance(term, Coded)], []
         for term in terms:
             if isinstance(term, Coded):

@@ -33,7 +33,12 @@ KINDS = {
     "up_proj": "MLP up",
     "down_proj": "MLP down",
 }
-TERMS = {"coded": "codes and scales", "low_rank": "low-rank term", "sparse": "single weights"}
+TERMS = {
+    "coded": "codes and scales",
+    "low_rank": "low-rank term",
+    "sparse": "single weights",
+    "sign_lowrank": "signs and magnitudes",
+}
 PARTS = {
     "greedy": "always the step that saves most per bit",
     "water-level": "one price of a bit for the whole model",

@@ -44,8 +44,9 @@ def native(root: Path, metas: Sequence[Any], **filled: Sequence[int]) -> Path:
         [{"kind": "low_rank", "shape": [2**20, 2**20], "rank": 1, "dtype": "int8"}],
         [coded_meta((8, 2**40), Integer(16), Layout(1, 8), columns=8)],
         [CODED, {"kind": "columns", "shape": [8, 2**40], "count": 1}],
+        [CODED, {"kind": "sign_lowrank", "shape": [8, 16], "rank": 1}],
     ],
-    ids=["columns", "factors", "some inputs", "two shapes"],
+    ids=["columns", "factors", "some inputs", "two shapes", "signs of another shape"],
 )
 def test_terms_that_claim_more_than_is_stored_are_refused(metas: list[Any], tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="a code for every weight"):

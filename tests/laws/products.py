@@ -18,6 +18,7 @@ from bitwright.grids.trit_planes import TritPlanes
 from bitwright.layout import Layout
 from bitwright.terms.columns import Columns
 from bitwright.terms.low_rank import LowRank
+from bitwright.terms.sign_lowrank import SignLowRank
 from bitwright.terms.sparse import Sparse
 
 GRIDS = [Integer(n) for n in (2, 3, 4, 8, 9, 16, 32, 64, 128, 256)]
@@ -68,6 +69,14 @@ def test_what_no_kernel_takes_is_decoded_and_said_once() -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
         linear(x)
+
+
+def test_signs_times_thin_factors_are_decoded_and_that_is_said() -> None:
+    x, signs = torch.randn(2, 64), SignLowRank.of(torch.randn(72, 64), torch.rand(72, 2), torch.rand(2, 64))
+    for terms in ((signs,), (signs, signs), (*coded(Integer(8), Layout(1, 16)), signs)):
+        linear = module(terms)
+        with torch.no_grad(), pytest.warns(Decoded, match="signs times a thin product"):
+            assert torch.equal(linear(x), x @ linear.weight.T)
 
 
 def test_strictness_refuses_what_no_kernel_takes() -> None:

@@ -20,6 +20,7 @@ from bitwright.layout import Layout
 from bitwright.terms import base, pack
 from bitwright.terms.columns import Columns
 from bitwright.terms.low_rank import LowRank
+from bitwright.terms.sign_lowrank import SignLowRank
 from bitwright.terms.sparse import Sparse
 
 
@@ -43,6 +44,10 @@ EXAMPLES: dict[str, Callable[[], list[base.Term]]] = {
         for kind in (torch.float16, torch.bfloat16, torch.float32)
     ],
     "columns": lambda: [Columns.of(torch.randn(3, 7), count) for count in (0, 1, 7)],
+    "sign_lowrank": lambda: [
+        SignLowRank.of(torch.randn(out, inp), torch.rand(out, k), torch.rand(k, inp))
+        for (out, inp), k in (((3, 16), 2), ((5, 13), 1), ((1, 7), 7), ((9, 8), 3))
+    ],
     "sparse": lambda: [Sparse.of(torch.randn(3, inp), count) for inp in (7, 256, 257, 2**15, 2**15 + 1) for count in (0, 1, 20)],
 }
 

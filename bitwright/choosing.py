@@ -1,0 +1,55 @@
+"""The recipe that the options of a command describe."""
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bitwright import recipes
+from bitwright.errors import BadRequest
+from bitwright.recipe import Recipe, Rule
+
+
+def choose(
+    model: str,
+    recipe: str,
+    bits: int | None,
+    group: int | None,
+    options: list[str],
+    ignore: list[str],
+    head: bool,
+    budget: float | None,
+) -> Any:
+    """The recipe that the options describe. Raises BadRequest where it does not know one of them."""
+    rules = tuple(Rule(name, ignore=True) for name in ignore)
+    if recipe.endswith((".toml", ".json")):
+        if bits is not None or group is not None or options:
+            raise BadRequest("A recipe file says its own bits and groups; leave out --bits, --group and --set, or edit the file.")
+        if not Path(recipe).is_file():
+            raise BadRequest(f"There is no recipe file {recipe}; `bitwright list recipes` shows the built-in ones.")
+        found = Recipe.read(recipe)
+    else:
+        make = recipes.get(recipe)
+        known = inspect.signature(make).parameters
+        wanted: dict[str, Any] = {k: v for k, v in (("bits", bits), ("group", group)) if v is not None}
+        for pair in options:
+            name, _, text = pair.partition("=")
+            wanted[name] = {"true": True, "false": False}.get(text.lower(), number(text))
+        if "blocks" in known and "blocks" not in wanted:  # a mixture depends on the depth of the model
+            from bitwright.checkpoint import open_checkpoint
+
+            wanted["blocks"] = open_checkpoint(model).config.num_hidden_layers
+        for name in wanted:
+            if name not in known:
+                raise BadRequest(f"The recipe {recipe!r} has no option {name!r}; it has {', '.join(known)}.")
+        found = make(**{k: None if k == "group" and v == 0 else v for k, v in wanted.items()})
+    return replace(found, rules=rules + found.rules, head=head or found.head, budget=budget or found.budget)
+
+
+def number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
