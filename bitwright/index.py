@@ -18,6 +18,8 @@ PARTS: dict[str, dict[str, str]] = {
         "table": "bitwright.grids.table:Table",
         "menu": "bitwright.grids.menu:Menu",
         "trit-planes": "bitwright.grids.trit_planes:TritPlanes",
+        "ragged": "bitwright.grids.ragged:Ragged",
+        "compand": "bitwright.grids.compand:Compand",
     },
     "layouts": {
         "layout": "bitwright.layout:Layout",
@@ -38,6 +40,7 @@ PARTS: dict[str, dict[str, str]] = {
         "coded": "bitwright.terms.coded:Coded",
         "columns": "bitwright.terms.columns:Columns",
         "low_rank": "bitwright.terms.low_rank:LowRank",
+        "rows": "bitwright.terms.rows:Rows",
         "sparse": "bitwright.terms.sparse:Sparse",
     },
     "rounding": {
@@ -47,6 +50,8 @@ PARTS: dict[str, dict[str, str]] = {
         "quantease-outlier": "bitwright.rounding.quantease_outlier:QuantEaseOutlier",
         "chain": "bitwright.rounding.chain:Chain",
         "ggml": "bitwright.rounding.ggml:Ggml",
+        "baq": "bitwright.rounding.baq:Baq",
+        "cvxq": "bitwright.rounding.cvxq:Cvxq",
     },
     "corrections": {
         "lorc": "bitwright.corrections.lorc:Lorc",
@@ -82,6 +87,8 @@ RECIPES: dict[str, str] = {
     "int-vs-fp": "bitwright.recipes.int_vs_fp:int_vs_fp",
     "flexq": "bitwright.recipes.flexq:flexq",
     "zeroquant-v2": "bitwright.recipes.zeroquant_v2:zeroquant_v2",
+    "baq": "bitwright.recipes.baq:baq",
+    "cvxq": "bitwright.recipes.cvxq:cvxq",
 }
 
 FORMATS: dict[str, str] = {  # what `export` writes and opens

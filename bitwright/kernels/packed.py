@@ -61,6 +61,8 @@ class Packed:
     def made(self, widths: Widths, make: Callable[[Plane], list[Any]], declines: Callable[[Plane], str | None]) -> list[Made]:
         terms = self.load()
         self.thin, made = [term for term in terms if not isinstance(term, Coded)], []
+        if not all(hasattr(term, "times") for term in self.thin):
+            raise NotImplementedError("its rows are stored in an order of their own")
         for term in terms:
             if isinstance(term, Coded):
                 found = planes(term, widths)
