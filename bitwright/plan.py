@@ -19,12 +19,14 @@ from bitwright.coder import Band, metas
 from bitwright.errors import BadRequest
 from bitwright.export.base import Format
 from bitwright.export.native import Native
+from bitwright.grids.uneven import Uneven
 from bitwright.recipe import Recipe
 from bitwright.rounding.nearest import Nearest
 from bitwright.sites import Site, sites
 from bitwright.terms.base import stored_bits
 from bitwright.wiring import Wiring
 
+STEPS = 64  # parts of a bit in which the rate of an uneven grid is found
 LIBRARIES = 450 * 2**20  # resident size of Python with torch, transformers and numba loaded
 
 
@@ -189,9 +191,14 @@ def resolve_budget(recipe: Recipe, named: Mapping[str, Site], form: Format) -> R
     for n in units:
         alike.setdefault((named[n].shape, next((r.match for r in recipe.rules if r.matches(n)), None)), []).append(n)
 
+    uneven = isinstance(recipe.grid, Uneven)  # any rate, not any number of levels
+
+    def at(size: int) -> Recipe:
+        return replace(recipe, grid=replace(recipe.grid, bits=size / STEPS)) if uneven else recipe.with_levels(size)  # type: ignore[type-var,call-arg]
+
     @cache
     def everywhere(levels: int) -> int:
-        trial = recipe.with_levels(levels)
+        trial = at(levels)
         plans = ((plan_site(ns[0], named[ns[0]], trial.of(ns[0]), False, form), len(ns)) for ns in alike.values())
         return sum(p.bits * count for p, count in plans if p)
 
@@ -209,9 +216,9 @@ def resolve_budget(recipe: Recipe, named: Mapping[str, Site], form: Format) -> R
     def probe(choice: torch.Tensor) -> torch.Tensor:
         raise BadRequest("This allocation measures losses, which this version cannot do yet; use the uniform one.")
 
-    recipe.with_levels(2)  # a grid of fixed size is refused in its own words
-    menu = [levels for levels in range(2, 257) if holds(levels)]
+    at(2)  # a grid of fixed size is refused in its own words
+    menu = [size for size in (range(1, 8 * STEPS + 1) if uneven else range(2, 257)) if holds(size)]
     if not menu:
         raise BadRequest("The format holds this recipe at no number of levels; choose another format or grid.")
     choice = (recipe.allocation or Uniform())([menu] * len(units), probe, price, int(recipe.budget * weights))
-    return recipe.with_levels(int(choice[0]))
+    return at(int(choice[0]))

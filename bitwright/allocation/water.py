@@ -10,13 +10,14 @@ price and a repair of the rounding: O(units x counts log), and the budget is met
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from jaxtyping import Integer as Ints
 from torch import Tensor
 
-from bitwright.grids.base import Uneven
+from bitwright.grids.uneven import Uneven
 from bitwright.layout import Layout
 from bitwright.terms import ragged
 
@@ -45,7 +46,7 @@ def water_levels(
 ) -> Ints[Tensor, "u"]:
     """The place in `counts` of each unit's number of levels. `log_losses`: log2 of the loss per code that a unit would have at
     one level; `sizes`: its codes; `budget`: bytes."""
-    steps = torch.tensor([worth(*step, slope) for step in zip(counts, counts[1:])], dtype=torch.float64).log2().cummin(0).values
+    steps = torch.tensor([worth(*step, slope) for step in pairwise(counts)], dtype=torch.float64).log2().cummin(0).values
     order = (log_losses.cpu().double()[:, None] + steps).flatten().argsort(descending=True, stable=True) // len(steps)
     sizes = sizes.cpu()
 
@@ -65,9 +66,7 @@ def stored(choice: Ints[Tensor, "u"], sizes: Ints[Tensor, "u"], counts: Sequence
     return sum(ragged.width(int(many), levels) for many, levels in zip(codes, counts))
 
 
-def allot(
-    grid: Uneven, layout: Layout, loss: Float[Tensor, "out inp"], slope: float
-) -> Ints[Tensor, "g 1"]:
+def allot(grid: Uneven, layout: Layout, loss: Float[Tensor, "out inp"], slope: float) -> Ints[Tensor, "g 1"]:
     """The leaf `count` of every group of a matrix, from the loss that each weight has when all have one number of levels. Groups
     that must have the same (those of a column, where the leaf is shared so) are one unit. Within the grid's own bytes."""
     groups, leaf, tiles = layout.split(loss), grid.leaves["count"], layout.tiles((loss.shape[0], loss.shape[1]))

@@ -102,27 +102,6 @@ class Grid(Protocol):
         """Best parameters for given codes (weighted least squares); `p` itself where that makes no sense."""
 
 
-@runtime_checkable
-class Uneven(Grid, Protocol):
-    """A grid whose groups have numbers of levels of their own. All their codes together get `bits` per code, whoever gets them;
-    the leaf `count` of a group is the place of its number in `counts`. `fit` gives every group the same."""
-
-    @property
-    def bits(self) -> float: ...
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Ascending; the first is 1: a group without codes."""
-
-    def recount(self, x: Float[Tensor, "g n"], p: Params, count: Ints[Tensor, "g 1"]) -> Params:
-        """Parameters of the same groups with other numbers of levels."""
-
-
-def level_counts(grid: Uneven, p: Params) -> Ints[Tensor, "g"]:
-    """How many levels each group has."""
-    return torch.tensor(grid.counts, device=p["count"].device)[p["count"][:, 0].long()]
-
-
 def points(grid: Grid, p: Params) -> Float[Tensor, "g k width"]:
     """All points of every group, in code order."""
     groups = len(next(iter(p.values())))

@@ -1,4 +1,4 @@
-"""Compand: points where a companding quantizer of Laplace numbers has them, 2^depth of them per group (arXiv 2409.02026; card: cvxq).
+"""Compand: points where a companding quantizer of Laplace numbers has them, 2^depth per group (arXiv 2409.02026; card: cvxq).
 
     x^ = loc + scale u_c,   compander: u_c = 3/sqrt 2 F^-1((c + 1/2) / 2^depth), F the Laplace distribution,   depth = 0: x^ = loc
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from bitwright.errors import BadRequest
 from bitwright.grids.base import ALONE, Kin, Leaf, Params
 from bitwright.grids.fit import chunks
-from bitwright.grids.ragged import affordable
+from bitwright.grids.uneven import affordable
 
 EIGHTHS = [i / 8 for i in range(-16, 17)]
 MOST = torch.finfo(torch.float16).max

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from bitwright.allocation.water import dense_counts
 from bitwright.errors import BadRequest
-from bitwright.grids.base import ALONE, Kin, Leaf, Params, level_counts
-from bitwright.terms.ragged import price
+from bitwright.grids.base import ALONE, Kin, Leaf, Params
+from bitwright.grids.uneven import affordable, level_counts
 
 FP16 = torch.finfo(torch.float16)
 
@@ -79,8 +79,3 @@ class Ragged:
         spread = p["high"].float() - low
         scale = torch.where(spread > 0, spread, FP16.eps) / top.clamp_min(1)
         return scale, torch.minimum((-low / scale).round_(), top)
-
-
-def affordable(counts: tuple[int, ...], bits: float) -> int:
-    """The place of the most levels that so many bits per code hold."""
-    return max(i for i, levels in enumerate(counts) if price(levels) <= bits + 1e-9)

@@ -12,7 +12,8 @@ from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright.coder import Coder
-from bitwright.grids.base import Uneven, level_counts, points
+from bitwright.grids.base import points
+from bitwright.grids.uneven import Uneven, level_counts
 
 UNIFORM, ASCENDING, ANY = 0, 1, 2
 MOST = 256  # points of a grid

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
-from bitwright.grids.base import Uneven
 from bitwright.grids.scales import read
+from bitwright.grids.uneven import Uneven
 from bitwright.terms.coded import Coded
 
 Widths = Mapping[int, tuple[int, ...]]  # bits of a code -> bits of the planes that hold it, low ones first

@@ -7,8 +7,8 @@ GPTQ runs at equal numbers of levels; the errors e_j that it pushed on, read off
 bytes of the codes are dealt out again by them (allocation/water.py), and GPTQ runs from the original weights once more. The gain is
 the arithmetic over the geometric mean of the losses: large where columns differ by decades. Needs an uneven grid; bands on others
 keep theirs. Any grid whose groups have counts of their own serves: on `ragged` columns compete, on `compand` its groups.
-Differs from the paper: bytes are exact, not a mean of logarithms; one H serves both runs; `runs` may measure again at the new levels
-and the best result is kept. O(runs out inp^2).
+Differs from the paper: bytes are exact, not a mean of logarithms; one H serves both runs; `runs` may measure again at the new
+levels, the best result is kept. O(runs out inp^2).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from torch import Tensor
 from bitwright.allocation.water import allot
 from bitwright.calibrate.stats import Known
 from bitwright.coder import Band, Coder
-from bitwright.grids.base import Uneven, level_counts
+from bitwright.grids.uneven import Uneven, level_counts
 from bitwright.linalg import inverse_factor, objective
 from bitwright.rounding.gptq import GPTQ, ordered
 from bitwright.terms.base import Json, Terms, decode

@@ -1,12 +1,12 @@
 """CVXQ: bits per unit by one price, units of rows alike (arXiv 2409.02026, "Radio" 2505.03031; card: cvxq). The part of one matrix.
 
-    min sum_u P_u G_u^2 S_u^2 4^-B_u   s.t.   sum_u P_u B_u <= bits          G^2: mean squared gradient,  S^2: variance about the median
+    min sum_u P_u G_u^2 S_u^2 4^-B_u s.t. sum_u P_u B_u <= bits,   G^2: mean squared gradient,  S^2: variance about the median
 
 Rows are sorted by log2 of variance times G^2 and cut into clusters as high as the layout's blocks; on Layout(g, 1) a unit is g rows
 of one input column. Depths follow from one water level (allocation/water.py), points from the grid, codes are the nearest.
-G^2 is the statistic `fisher` [out, inp], or, without any backward pass, `gram`: its diagonal, the exact G^2 of the layer's own output.
-Differs from the paper: the price is found by a sort, to the byte, not by dual ascent; nothing is alternated (G^2 stays that of the
-model that was measured), and outputs get no bias: what a 0-bit unit shifts stays shifted, where a rank-1 `lorc` term, whose
+G^2 is the statistic `fisher` [out, inp], or, without any backward pass, the diagonal of `gram`: the exact G^2 of the layer's own
+output. Differs from the paper: the price is found by a sort, to the byte, not by dual ascent; nothing is alternated (G^2 stays that
+of the model that was measured), and outputs get no bias: what a 0-bit unit shifts stays shifted, where a rank-1 `lorc` term, whose
 directions include that of the mean input, takes it back at the price of a row and a column. O(weights log weights).
 """
 
@@ -23,7 +23,7 @@ from bitwright.allocation.water import allot
 from bitwright.calibrate.stats import Known
 from bitwright.coder import Band, Coder, metas
 from bitwright.errors import BadRequest
-from bitwright.grids.base import Uneven
+from bitwright.grids.uneven import Uneven
 from bitwright.terms.base import Json, Term, Terms
 from bitwright.terms.rows import Rows, by_cluster, rows_meta
 

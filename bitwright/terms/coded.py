@@ -9,7 +9,8 @@ from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright import index
-from bitwright.grids.base import Grid, Params, Uneven, level_counts
+from bitwright.grids.base import Grid, Params
+from bitwright.grids.uneven import Uneven, level_counts
 from bitwright.layout import Layout
 from bitwright.terms import pack, ragged
 from bitwright.terms.base import Json, Spec
