@@ -217,7 +217,11 @@ def resolve_budget(recipe: Recipe, named: Mapping[str, Site], form: Format) -> R
         raise BadRequest("This allocation measures losses, which this version cannot do yet; use the uniform one.")
 
     at(2)  # a grid of fixed size is refused in its own words
-    menu = [size for size in (range(1, 8 * STEPS + 1) if uneven else range(2, 257)) if holds(size)]
+    menu = [
+        size
+        for size in (range(STEPS // 4, STEPS * (recipe.grid.levels.bit_length() - 1) + 1) if uneven else range(2, 257))
+        if holds(size)
+    ]
     if not menu:
         raise BadRequest("The format holds this recipe at no number of levels; choose another format or grid.")
     choice = (recipe.allocation or Uniform())([menu] * len(units), probe, price, int(recipe.budget * weights))

@@ -88,8 +88,9 @@ class Native:
 def whole(site: str, metas: Metas) -> None:
     """That the terms of a matrix have one shape and every input has codes; else a few factors or places, which take next to no
     bytes, could claim a matrix of any size. Raises BadRequest."""
-    shapes = {tuple(meta["shape"]) for meta in metas}
-    coded = sum(meta["shape"][1] if meta["columns"] is None else meta["columns"] for meta in metas if meta["kind"] == "coded")
+    inner = [meta["inner"] if meta["kind"] == "rows" else meta for meta in metas]
+    shapes = {tuple(meta["shape"]) for meta in (*metas, *inner)}
+    coded = sum(meta["shape"][1] if meta["columns"] is None else meta["columns"] for meta in inner if meta["kind"] == "coded")
     if len(shapes) != 1 or coded < metas[0]["shape"][1]:
         told = ", ".join(f"{meta['kind']} of {meta['shape']}" for meta in metas[:4])
         raise BadRequest(f"The terms of {site} ({told}) do not make one matrix with a code for every weight; download it again.")

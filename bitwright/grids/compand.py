@@ -39,8 +39,10 @@ class Compand:
     needs = ()
 
     def __post_init__(self) -> None:
-        if not (1 <= self.most <= 8 and 0 < self.bits <= self.most):
-            raise BadRequest(f"A companded grid has 1 to 8 bits in a group, not {self.bits} of {self.most}; give fewer.")
+        if not (1 <= self.most <= 8 and 0.25 <= self.bits <= self.most):
+            raise BadRequest(
+                f"A companded grid has 1/4 to 8 bits, and no more than a group may have, not {self.bits} of {self.most}."
+            )
 
     @property
     def counts(self) -> tuple[int, ...]:

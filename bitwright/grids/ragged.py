@@ -34,8 +34,10 @@ class Ragged:
     needs = ()
 
     def __post_init__(self) -> None:
-        if not (2 <= self.most <= 256 and 0 < self.bits <= 8):
-            raise BadRequest(f"A ragged grid has up to 8 bits and 2 to 256 levels, not {self.bits} and {self.most}; give fewer.")
+        if not (2 <= self.most <= 256 and 0.25 <= self.bits <= 8):
+            raise BadRequest(
+                f"A ragged grid has 1/4 to 8 bits and 2 to 256 levels, not {self.bits} and {self.most}; choose others."
+            )
 
     @property
     def counts(self) -> tuple[int, ...]:

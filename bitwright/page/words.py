@@ -33,7 +33,12 @@ KINDS = {
     "up_proj": "MLP up",
     "down_proj": "MLP down",
 }
-TERMS = {"coded": "codes and scales", "low_rank": "low-rank term", "sparse": "single weights"}
+TERMS = {
+    "coded": "codes and scales",
+    "rows": "codes and scales of sorted rows",
+    "low_rank": "low-rank term",
+    "sparse": "single weights",
+}
 PARTS = {
     "absmax": "the range of a group reaches its largest weight",
     "mse": "the range of a group is the one of least rounding error",

@@ -1,5 +1,6 @@
 """Card baq: equal losses, the gain that the spread of the columns foretells, exact bytes, whole bits."""
 
+from dataclasses import replace
 from itertools import product
 from math import log2
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bitwright import index
 from bitwright.allocation.water import allot, dense_counts, pooled_rates, stored, water_levels
 from bitwright.calibrate.stats import Known
 from bitwright.coder import Band, Coder
@@ -15,6 +17,7 @@ from bitwright.grids.compand import Compand
 from bitwright.grids.integer import Integer
 from bitwright.grids.ragged import Ragged
 from bitwright.grids.uneven import level_counts
+from bitwright.job import Job
 from bitwright.layout import Layout
 from bitwright.linalg import objective
 from bitwright.rounding.baq import Baq, column_losses
@@ -200,6 +203,15 @@ def test_a_grid_without_levels_to_move_is_gptq_and_the_report_says_so(problem):
 def test_rates_that_no_levels_have_are_refused(bad: dict[str, float]):
     with pytest.raises(BadRequest, match="ragged"):
         Ragged(**bad)
+
+
+@pytest.mark.parametrize("name", ["baq", "cvxq"])
+def test_a_budget_of_stored_bits_is_met_whatever_the_overhead(name: str, tiny_llama, tokens):
+    """Ranges, levels per column and clusters counted."""
+    recipe = replace(index.load(index.RECIPES[name])(group=32), budget=3.7)
+    plan = Job.of(tiny_llama(hidden_size=128, intermediate_size=256), recipe, tokens()).plan
+    weights = sum(p.shape[0] * p.shape[1] for p in plan.sites.values())
+    assert 3.67 <= sum(p.bits for p in plan.sites.values()) / weights <= 3.7
 
 
 # --- zoo:lm ------------------------------------------------------------------------------------------------------------------
