@@ -4,6 +4,7 @@ For each site: the bands that will code it and the metas of its terms, hence its
 matrix is replaced by the nearest that does, and the extra bits are listed; `strict` refuses instead.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -216,12 +217,12 @@ def resolve_budget(recipe: Recipe, named: Mapping[str, Site], form: Format) -> R
     def probe(choice: torch.Tensor) -> torch.Tensor:
         raise BadRequest("This allocation measures losses, which this version cannot do yet; use the uniform one.")
 
-    at(2)  # a grid of fixed size is refused in its own words
-    menu = [
-        size
-        for size in (range(STEPS // 4, STEPS * (recipe.grid.levels.bit_length() - 1) + 1) if uneven else range(2, 257))
-        if holds(size)
-    ]
+    if uneven:
+        rates = range(STEPS // 4, STEPS * (recipe.grid.levels.bit_length() - 1) + 1)
+        menu = [rates[max(0, bisect_right(rates, int(recipe.budget * weights), key=everywhere) - 1)]]
+    else:
+        recipe.with_levels(2)  # a grid of fixed size is refused in its own words
+        menu = [levels for levels in range(2, 257) if holds(levels)]
     if not menu:
         raise BadRequest("The format holds this recipe at no number of levels; choose another format or grid.")
     choice = (recipe.allocation or Uniform())([menu] * len(units), probe, price, int(recipe.budget * weights))
