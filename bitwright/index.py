@@ -18,6 +18,8 @@ PARTS: dict[str, dict[str, str]] = {
         "table": "bitwright.grids.table:Table",
         "menu": "bitwright.grids.menu:Menu",
         "trit-planes": "bitwright.grids.trit_planes:TritPlanes",
+        "ragged": "bitwright.grids.ragged:Ragged",
+        "compand": "bitwright.grids.compand:Compand",
     },
     "layouts": {
         "layout": "bitwright.layout:Layout",
@@ -39,6 +41,7 @@ PARTS: dict[str, dict[str, str]] = {
         "columns": "bitwright.terms.columns:Columns",
         "low_rank": "bitwright.terms.low_rank:LowRank",
         "sign_lowrank": "bitwright.terms.sign_lowrank:SignLowRank",
+        "rows": "bitwright.terms.rows:Rows",
         "sparse": "bitwright.terms.sparse:Sparse",
     },
     "rounding": {
@@ -49,6 +52,8 @@ PARTS: dict[str, dict[str, str]] = {
         "chain": "bitwright.rounding.chain:Chain",
         "bitstack": "bitwright.rounding.bitstack:BitStack",
         "ggml": "bitwright.rounding.ggml:Ggml",
+        "baq": "bitwright.rounding.baq:Baq",
+        "cvxq": "bitwright.rounding.cvxq:Cvxq",
     },
     "corrections": {
         "lorc": "bitwright.corrections.lorc:Lorc",
@@ -96,6 +101,8 @@ RECIPES: dict[str, str] = {
     "flexq": "bitwright.recipes.flexq:flexq",
     "bitstack": "bitwright.recipes.bitstack:bitstack",
     "zeroquant-v2": "bitwright.recipes.zeroquant_v2:zeroquant_v2",
+    "baq": "bitwright.recipes.baq:baq",
+    "cvxq": "bitwright.recipes.cvxq:cvxq",
 }
 
 FORMATS: dict[str, str] = {  # what `export` writes and opens

@@ -5,6 +5,7 @@ of the recipe's `menu`, put over the recipe that applies to the site; without a 
 What a user's rule says of a site's grid or layout stays: such sites are paid for and have no choice.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -21,10 +22,12 @@ from bitwright.allocation.uniform import Uniform
 from bitwright.checkpoint import Checkpoint, skeleton
 from bitwright.errors import BadRequest
 from bitwright.export.base import Format
+from bitwright.grids.uneven import Uneven
 from bitwright.plan import Planned, heads, inside, plan_site
 from bitwright.recipe import Recipe, Rule
 from bitwright.wiring import Wiring
 
+STEPS = 64  # parts of a bit in which the rate of an uneven grid is found
 LADDER = (2, 3, 4, 5, 6, 8, 11, 16, 23, 32, 64, 128, 256)  # about a third of a bit apart where it matters
 
 
@@ -127,6 +130,8 @@ def parts(recipe: Recipe) -> dict[str, Any]:
 
 def ladder(recipe: Recipe) -> tuple[Rule, ...]:
     """Numbers of levels on the recipe's own grid; all of them where only prices count."""
+    if isinstance(recipe.grid, Uneven):
+        return tuple(Rule("re:.*", grid=replace(recipe.grid, bits=n / 4)) for n in range(4, 29))  # type: ignore[type-var,call-arg]
     recipe.with_levels(2)  # a grid of fixed size is refused in its own words
     return tuple(Rule("re:.*", grid=recipe.with_levels(n).grid) for n in (LADDER if measured(recipe) else range(2, 257)))
 
@@ -151,12 +156,32 @@ def by_price(source: Checkpoint, recipe: Recipe, wiring: Wiring, form: Format, s
         raise BadRequest(
             "A stack is stored whole and cut when it is loaded; leave out the budget, and give `load` or `evaluate` a --size."
         )
+    if isinstance(recipe.grid, Uneven) and not recipe.menu and not measured(recipe):
+        return at_rate(source, recipe, wiring, form, strict)
     menu = Menu.of(source, recipe, wiring, form, strict)
     even = menu.prices_only
     budget = reach(even, menu.price)[1] if recipe.budget is None else menu.budget(recipe)
     if not measured(recipe):
         return menu.spent(recipe, (recipe.allocation or Uniform())(even, menu.price, budget))
     return menu.spent(recipe, topped_up(even - menu.price, menu.price, budget, cheapest(even, menu.price)))
+
+
+def at_rate(source: Checkpoint, recipe: Recipe, wiring: Wiring, form: Format, strict: bool) -> Recipe:
+    """A grid that takes any rate, at the highest that the budget pays for everywhere."""
+
+    def trial(rate: int) -> Menu:
+        rule = Rule("re:.*", grid=replace(recipe.grid, bits=rate / STEPS))  # type: ignore[type-var,call-arg]
+        return Menu.of(source, replace(recipe, menu=(rule,)), wiring, form, strict)
+
+    def cost(rate: int) -> int:
+        menu = trial(rate)
+        return reach(menu.prices_only, menu.price)[0] + menu.pinned
+
+    rates = range(STEPS // 4, STEPS * (recipe.grid.levels.bit_length() - 1) + 1)
+    asked = int((recipe.budget or 0.0) * trial(rates[0]).weights)
+    found = trial(rates[max(0, bisect_right(rates, asked, key=cost) - 1)])
+    found.budget(recipe)
+    return found.spent(recipe, torch.zeros(len(found.units), dtype=torch.long))
 
 
 def gathered(names: Sequence[str], wiring: Wiring) -> tuple[tuple[str, ...], ...]:

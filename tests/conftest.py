@@ -68,6 +68,7 @@ def grids() -> dict[str, list[Any]]:
     integer, offset, table, trits = (index.resolve("grids", name) for name in ("integer", "offset", "table", "trit-planes"))
     second = index.resolve("scales", "second-level")
     tables = index.load("bitwright.grids.table:TABLES")
+    ragged, compand = index.resolve("grids", "ragged"), index.resolve("grids", "compand")
     squares, floats = index.resolve("fits", "least-squares"), index.resolve("scales", "float")
     least, coarse = squares(), squares("imatrix", 8, 2)
     turned = second(64, 2, signed=True)
@@ -101,6 +102,8 @@ def grids() -> dict[str, list[Any]]:
         ],
         "menu": [index.resolve("grids", "menu")(by=by) for by in by_all[:3]],
         "trit-planes": [trits(2), trits(3), trits(2, weighted=True), trits(1), trits(2, scale=variants("scales")[1])],
+        "ragged": [ragged(), ragged(1.0), ragged(2.4, 5), ragged(4.0, whole=True), ragged(0.5)],
+        "compand": [compand(), compand(1.0, 2), compand(3.0, points="lloyd-max"), compand(2.5, search=False), compand(0.5)],
     }
 
 
@@ -113,6 +116,8 @@ def few_grids() -> dict[str, list[Any]]:
         "offset": [offset(8), offset(4, scale=second(16, "row"), minimum=second(16, "row", least=0))],
         "table": [table("nf4"), table("ternary", polish=2), table("roots4"), table("e2m1", scale=e4m3())],
         "trit-planes": [trits(2)],
+        "ragged": [index.resolve("grids", "ragged")(2.4)],
+        "compand": [index.resolve("grids", "compand")(2.0, points="lloyd-max", search=False)],
     }
 
 
@@ -121,12 +126,15 @@ def roundings() -> dict[str, list[Any]]:
         index.resolve("rounding", name) for name in ("nearest", "gptq", "quantease", "quantease-outlier", "chain")
     )
     stack = index.resolve("rounding", "bitstack")
+    baq = index.resolve("rounding", "baq")
     return {
         "bitstack": [stack(12, 2), stack(12), stack(3, 2, first=gptq())],
         "gptq": [gptq(order, groups) for order, groups in product(("descending", "natural", "group-aware"), ("static", "dynamic"))]
         + [gptq(block=8), gptq.llm_compressor(), gptq.gptqmodel()],
         "quantease": [ease(iters=8), ease(iters=3, relax_until=0)],
         "quantease-outlier": [outlier(0.02, iters=4), outlier(0.0), outlier(0.02, iters=2, first=nearest())],
+        "baq": [baq(), baq(order="descending", runs=2)],
+        "cvxq": [index.resolve("rounding", "cvxq")(), index.resolve("rounding", "cvxq")("gram")],
         "chain": [chain((gptq(), ease(iters=3))), chain((nearest(), ease(iters=2), gptq("natural"))), chain((nearest(),))],
     }
 

@@ -11,9 +11,13 @@ from bitwright.coded import CodedLinear
 from bitwright.coder import Band, Coder
 from bitwright.grids.base import Grid
 from bitwright.grids.integer import Integer
+from bitwright.grids.uneven import Uneven
 from bitwright.kernels import dispatch
 from bitwright.layout import Layout
 from bitwright.linalg import objective
+from bitwright.rounding.baq import Baq
+from bitwright.rounding.base import Rounding
+from bitwright.rounding.cvxq import Cvxq
 from bitwright.terms.base import Terms, decode
 
 OUT, INP = 16, 32
@@ -21,8 +25,14 @@ GROUPS = Layout(1, 16)
 
 
 def known(H: Tensor) -> Known:
-    """Every statistic of the index; lanes alike, so that the teacher's moments are the Gram."""
-    return Known(dict.fromkeys(index.PARTS["stats"], H))
+    """Every statistic of the index; lanes alike, so that the teacher's moments are the Gram, and the mean squared gradients are
+    those of the layer's own output."""
+    return Known(dict.fromkeys(index.PARTS["stats"], H) | {"fisher": H.diagonal().clamp_min(0).expand(OUT, len(H))})
+
+
+def moves_levels(rounding: Rounding, grid: Grid) -> bool:
+    """Whether it takes levels from some groups and gives them to others: then even white inputs do not make it nearest."""
+    return isinstance(grid, Uneven) and isinstance(rounding, Baq | Cvxq)
 
 
 def loss(W: Tensor, terms: Terms, H: Tensor) -> float:
@@ -89,5 +99,5 @@ def on(grid: Grid, layout: Layout) -> Layout:
     """The layout, or one whose groups hold whole vectors, or enough groups in a row of 16 for what they share."""
     if layout.cols == 1:
         return Layout(layout.rows, grid.width)
-    pairs = any(leaf.shared not in (1, "row", "tensor") for leaf in grid.leaves.values())
+    pairs = any(leaf.shared not in (1, "row", "column", "tensor") for leaf in grid.leaves.values())
     return Layout(layout.rows, 8) if pairs else layout

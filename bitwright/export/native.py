@@ -94,8 +94,9 @@ class Native:
 def whole(site: str, metas: Metas) -> None:
     """That the terms of a matrix have one shape and every input has codes; else a few factors or places, which take next to no
     bytes, could claim a matrix of any size. Raises BadRequest."""
-    shapes = {tuple(meta["shape"]) for meta in metas}
-    full = (meta for meta in metas if meta["kind"] in ("coded", "sign_lowrank"))
+    inner = [meta["inner"] if meta["kind"] == "rows" else meta for meta in metas]
+    shapes = {tuple(meta["shape"]) for meta in (*metas, *inner)}
+    full = (meta for meta in inner if meta["kind"] in ("coded", "sign_lowrank"))
     coded = sum(meta["shape"][1] if meta.get("columns") is None else meta["columns"] for meta in full)
     if len(shapes) != 1 or coded < metas[0]["shape"][1]:
         told = ", ".join(f"{meta['kind']} of {meta['shape']}" for meta in metas[:4])

@@ -23,25 +23,38 @@ Params = dict[str, Tensor]
 class Leaf:
     """How one parameter of a group is stored: `count` numbers of `dtype`, or `count` codes packed at `levels` (> 0).
 
-    `shared`: how many groups in a row of the matrix have it in common; `row` and `tensor`: all of them.
+    `shared`: how many groups in a row of the matrix have it in common; `row` and `tensor`: all of them; `column`: all groups
+    that lie below each other.
     """
 
     dtype: torch.dtype
     count: int = 1
     levels: int = 0
-    shared: int | Literal["row", "tensor"] = 1
+    shared: int | Literal["row", "column", "tensor"] = 1
 
     def rows(self, tiles: tuple[int, int]) -> tuple[int, int]:
         """Shape in which it is stored on a matrix of so many groups down and across."""
         if self.shared == "tensor":
             return 1, self.count
+        if self.shared == "column":
+            return 1, tiles[1] * self.count
         return tiles[0], tiles[1] // self.span(tiles) * self.count
 
     def span(self, tiles: tuple[int, int]) -> int:
         """How many consecutive groups share it."""
         if isinstance(self.shared, int):
             return self.shared
-        return tiles[1] if self.shared == "row" else tiles[0] * tiles[1]
+        return {"row": tiles[1], "column": 1, "tensor": tiles[0] * tiles[1]}[self.shared]
+
+    def once(self, rows: Shaped[Tensor, "g count"], tiles: tuple[int, int]) -> Shaped[Tensor, "down across"]:
+        """What is stored of the rows of all groups."""
+        some = rows[: tiles[1]] if self.shared == "column" else rows[:: self.span(tiles)]
+        return some.reshape(self.rows(tiles))
+
+    def spread(self, stored: Shaped[Tensor, "down across"], tiles: tuple[int, int]) -> Shaped[Tensor, "g count"]:
+        """Inverse of `once`."""
+        each = stored.reshape(-1, self.count)
+        return each.repeat(tiles[0], 1) if self.shared == "column" else each.repeat_interleave(self.span(tiles), 0)
 
 
 @dataclass(frozen=True, eq=False)

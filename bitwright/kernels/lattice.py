@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bitwright.coder import Coder
 from bitwright.grids.base import points
+from bitwright.grids.uneven import Uneven, level_counts
 
 UNIFORM, ASCENDING, ANY = 0, 1, 2
 MOST = 256  # points of a grid
@@ -64,4 +65,7 @@ def lattice(coder: Coder, cols: Ints[Tensor, "b"]) -> Lattice:
     own = band[cols.cpu()]
     first = torch.tensor(firsts)[own] + place[cols.cpu()] // torch.tensor(steps)[own]
     wide = [torch.tensor(values)[own] for values in (kinds, counts, rows, across)]
+    for i, (b, p) in enumerate(zip(coder.bands, coder.params)):
+        if isinstance(b.grid, Uneven) and hasattr(b.grid, "affine"):  # its groups below each other have as many
+            wide[1][own == i] = level_counts(b.grid, p).cpu()[first[own == i] - firsts[i]]
     return Lattice(torch.cat(tables), wide[0], wide[1], first, wide[2], wide[3])

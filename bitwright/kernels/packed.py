@@ -64,6 +64,8 @@ class Packed:
         if any(isinstance(term, SignLowRank) for term in terms):
             raise NotImplementedError("signs times a thin product have no kernel yet")
         self.thin, made = [term for term in terms if not isinstance(term, Coded)], []
+        if not all(hasattr(term, "times") for term in self.thin):
+            raise NotImplementedError("its rows are stored in an order of their own")
         for term in terms:
             if isinstance(term, Coded):
                 found = planes(term, widths)

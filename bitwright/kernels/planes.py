@@ -16,6 +16,7 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from bitwright.grids.scales import read
+from bitwright.grids.uneven import Uneven
 from bitwright.terms.coded import Coded
 
 Widths = Mapping[int, tuple[int, ...]]  # bits of a code -> bits of the planes that hold it, low ones first
@@ -48,6 +49,8 @@ def planes(term: Coded, widths: Widths) -> tuple[Plane, ...]:
     def spread(leaf: Shaped[Tensor, "groups 1"]) -> Shaped[Tensor, "out g"]:
         return leaf.view(term.tiles).repeat_interleave(term.shape[0] // term.tiles[0], 0)
 
+    if isinstance(grid, Uneven):
+        raise NotImplementedError("its groups have numbers of levels of their own")
     if hasattr(grid, "affine"):
         scale, zero = grid.affine(term.params)
         parts_of, codes, flat = widths[(grid.levels - 1).bit_length()], term.codes, scale == 0

@@ -35,6 +35,7 @@ KINDS = {
 }
 TERMS = {
     "coded": "codes and scales",
+    "rows": "codes and scales of sorted rows",
     "low_rank": "low-rank term",
     "sparse": "single weights",
     "sign_lowrank": "signs and magnitudes",

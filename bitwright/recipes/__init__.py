@@ -5,9 +5,11 @@ from typing import Any
 
 from bitwright import index
 from bitwright.errors import BadRequest
+from bitwright.recipes.baq import baq as baq
 from bitwright.recipes.best import best as best
 from bitwright.recipes.bitmod import bitmod as bitmod
 from bitwright.recipes.bitstack import bitstack as bitstack
+from bitwright.recipes.cvxq import cvxq as cvxq
 from bitwright.recipes.flexq import flexq as flexq
 from bitwright.recipes.fp_diffusion import fp_diffusion as fp_diffusion
 from bitwright.recipes.gptq import gptq as gptq

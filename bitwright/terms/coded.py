@@ -10,8 +10,9 @@ from torch import Tensor
 
 from bitwright import index
 from bitwright.grids.base import Grid, Params
+from bitwright.grids.uneven import Uneven, level_counts
 from bitwright.layout import Layout
-from bitwright.terms import pack
+from bitwright.terms import pack, ragged
 from bitwright.terms.base import Json, Spec
 
 
@@ -19,7 +20,8 @@ from bitwright.terms.base import Json, Spec
 class Coded:
     """`codes` [out, k / width] on `grid`, groups as in `layout`, for the input columns `columns` (None: all, in order).
 
-    `params` leaves have one row per group, in stored precision; integer leaves are packed at the grid's own level count.
+    `params` leaves have one row per group, in stored precision; integer leaves are packed at the grid's own level count. The
+    codes of an uneven grid are packed group by group, in as many bytes as the grid says before a weight is read.
     """
 
     shape: tuple[int, int]
@@ -41,9 +43,13 @@ class Coded:
         return full
 
     def tensors(self) -> dict[str, Tensor]:
-        out = {"codes": pack.pack(self.codes, self.grid.levels)}
+        if isinstance(self.grid, Uneven):
+            groups, size = self.layout.split(self.codes), ragged.payload(self.grid.bits, self.codes.numel())
+            out = {"codes": ragged.pack(groups, level_counts(self.grid, self.params), size)}
+        else:
+            out = {"codes": pack.pack(self.codes, self.grid.levels)}
         for name, leaf in self.grid.leaves.items():
-            rows = self.params[name][:: leaf.span(self.tiles)].reshape(leaf.rows(self.tiles))
+            rows = leaf.once(self.params[name], self.tiles)
             out[name] = pack.pack(rows, leaf.levels) if leaf.levels else rows.contiguous()
         if self.columns is not None:
             out["columns"] = self.columns.to(torch.int32)
@@ -59,7 +65,11 @@ class Coded:
     @classmethod
     def spec(cls, meta: Mapping[str, Json]) -> Spec:
         grid, layout, out, inner = unfold(meta)
-        found: Spec = {"codes": ((out, pack.width(inner // grid.width, grid.levels)), torch.uint8)}
+        found: Spec = (
+            {"codes": ((ragged.payload(grid.bits, out * inner),), torch.uint8)}
+            if isinstance(grid, Uneven)
+            else {"codes": ((out, pack.width(inner // grid.width, grid.levels)), torch.uint8)}
+        )
         for name, leaf in grid.leaves.items():
             down, count = leaf.rows(layout.tiles((out, inner)))
             found[name] = ((down, pack.width(count, leaf.levels) if leaf.levels else count), leaf.dtype)
@@ -75,8 +85,12 @@ class Coded:
         for name, leaf in grid.leaves.items():
             rows = tensors[name]
             rows = pack.unpack(rows, leaf.levels, leaf.rows(tiles)[1]) if leaf.levels else rows
-            params[name] = rows.reshape(-1, leaf.count).repeat_interleave(leaf.span(tiles), 0)
-        codes = pack.unpack(tensors["codes"], grid.levels, inner // grid.width)
+            params[name] = leaf.spread(rows, tiles)
+        if isinstance(grid, Uneven):
+            groups = ragged.unpack(tensors["codes"], level_counts(grid, params), out * inner // (tiles[0] * tiles[1]))
+            codes = layout.join(groups, (out, inner))
+        else:
+            codes = pack.unpack(tensors["codes"], grid.levels, inner // grid.width)
         return cls(tuple(meta["shape"]), grid, layout, codes, params, tensors.get("columns"))
 
 

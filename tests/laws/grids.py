@@ -182,10 +182,9 @@ def test_groups_see_each_other_only_through_what_they_share(grid: Grid, x, price
 
 
 def test_what_groups_share_is_equal_in_them(grid: Grid, x, price):
-    p, across = grid.fit(x, price, Kin(2)), 2
+    p, tiles = grid.fit(x, price, Kin(2)), (len(x) // 2, 2)
     for name, leaf in grid.leaves.items():
-        rows = p[name].view(-1, leaf.span((len(x) // across, across)), leaf.count)
-        assert torch.equal(rows, rows[:, :1].expand_as(rows))
+        assert torch.equal(leaf.spread(leaf.once(p[name], tiles), tiles), p[name])
 
 
 def test_scales_are_stored_positive_and_once(scale):

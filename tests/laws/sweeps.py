@@ -13,6 +13,7 @@ from bitwright.errors import BadRequest
 from bitwright.grids.base import Grid
 from bitwright.grids.integer import Integer
 from bitwright.grids.offset import Offset
+from bitwright.grids.ragged import Ragged
 from bitwright.grids.second_level import SecondLevel
 from bitwright.grids.table import Table
 from bitwright.grids.trit_planes import TritPlanes
@@ -67,7 +68,17 @@ def test_dynamic_groups_are_fitted_once_to_the_weights_as_compensated_so_far(pro
 
 
 OFFSETS = [Offset(4), Offset(16, scale=SecondLevel(64, 1), minimum=SecondLevel(64, 1, least=0))]
-SCALAR = [Integer(4), Integer(9, True), Integer(256), *OFFSETS, Table("nf4"), Table("ternary"), TritPlanes(), TritPlanes(3)]
+SCALAR = [
+    Integer(4),
+    Integer(9, True),
+    Integer(256),
+    *OFFSETS,
+    Table("nf4"),
+    Table("ternary"),
+    TritPlanes(),
+    TritPlanes(3),
+    Ragged(2.4),
+]
 
 
 @pytest.mark.parametrize("rounding", [GPTQ(), GPTQ("natural", "dynamic"), QuantEase(iters=6), QuantEaseOutlier(0.02, 2)], ids=str)

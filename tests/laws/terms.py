@@ -13,13 +13,19 @@ from matrices import on
 from torch import Tensor
 
 from bitwright import index
+from bitwright.allocation.water import dense_counts
 from bitwright.coder import Band, Coder
+from bitwright.errors import BadRequest
 from bitwright.grids.base import Grid
+from bitwright.grids.compand import Compand
 from bitwright.grids.integer import Integer
+from bitwright.grids.ragged import Ragged
 from bitwright.layout import Layout
-from bitwright.terms import base, pack
+from bitwright.terms import base, pack, ragged
+from bitwright.terms.coded import Coded
 from bitwright.terms.columns import Columns
 from bitwright.terms.low_rank import LowRank
+from bitwright.terms.rows import Rows
 from bitwright.terms.sign_lowrank import SignLowRank
 from bitwright.terms.sparse import Sparse
 
@@ -30,18 +36,38 @@ def coded(levels: int, layout: Layout, columns: list[Tensor | None]) -> tuple[ba
     return Coder.fit(W, bands).terms(W)
 
 
+def uneven(out: int, inp: int) -> list[Coded]:
+    """Codes of groups with every number of levels, in whatever bytes they need."""
+    W, found = torch.randn(out, inp), []
+    for grid, layout in ((Ragged(8.0), Layout(1, 1)), (Ragged(8.0, whole=True), Layout(1, 2)), (Compand(8.0), Layout(4, 1))):
+        (p,) = Coder.fit(W, [Band(grid, layout)]).params
+        leaf, tiles = grid.leaves["count"], layout.tiles((out, inp))
+        count = leaf.spread(torch.randint(0, leaf.levels, leaf.rows(tiles)), tiles)
+        coder = Coder((out, inp), (Band(grid, layout),), (grid.recount(layout.split(W), p, count),))
+        found.extend(coder.terms(W))
+    return found
+
+
 # Every kind of term with examples of it. A kind without an entry fails the law below.
 EXAMPLES: dict[str, Callable[[], list[base.Term]]] = {
-    "coded": lambda: [
-        t
-        for levels, layout in ((2, Layout(1, 5)), (300, Layout(None, None)), (7, Layout(3, 2)), (9, Layout(None, 1)))
-        for columns in ([None], [torch.tensor([3, 1, 7, 5, 9, 0]), torch.tensor([2, 4, 6, 8])])
-        for t in coded(levels, layout, columns)
-    ],
+    "coded": lambda: (
+        [
+            t
+            for levels, layout in ((2, Layout(1, 5)), (300, Layout(None, None)), (7, Layout(3, 2)), (9, Layout(None, 1)))
+            for columns in ([None], [torch.tensor([3, 1, 7, 5, 9, 0]), torch.tensor([2, 4, 6, 8])])
+            for t in coded(levels, layout, columns)
+        ]
+        + uneven(8, 10)
+    ),
     "low_rank": lambda: [
         LowRank(torch.randn(6, m).to(kind), torch.randn(m, 5).to(kind))
         for m in (1, 4)
         for kind in (torch.float16, torch.bfloat16, torch.float32)
+    ],
+    "rows": lambda: [
+        Rows(t, torch.randperm(12) // 4 if n == 3 else torch.randint(0, n, (12,)), n)
+        for n in (2, 3, 11)
+        for t in (*uneven(12, 10), Coder.fit(torch.randn(12, 10), [Band(Integer(5), Layout(1, 5))]).terms(torch.randn(12, 10))[0])
     ],
     "columns": lambda: [Columns.of(torch.randn(3, 7), count) for count in (0, 1, 7)],
     "sign_lowrank": lambda: [
@@ -189,3 +215,36 @@ def test_codes_out_of_range_are_refused(bad: int):
 def test_numbers_of_levels_without_a_code_are_refused(levels: int):
     with pytest.raises(ValueError, match="levels"):
         pack.word(levels)
+
+
+# --- ragged packing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 3, 64])
+def test_ragged_codes_come_back_and_cost_what_their_levels_say(n: int):
+    levels = torch.randint(1, 257, (40,))
+    levels[:6] = torch.tensor([1, 2, 2, 3, 256, 1])
+    codes = (torch.rand(40, n) * levels[:, None]).int()
+    runs = {int(k): n * int((levels == k).sum()) for k in levels.unique()}
+    size = sum(ragged.width(count, k) for k, count in runs.items())
+    for spare in (0, 5):
+        data = ragged.pack(codes, levels, size + spare)
+        assert data.shape == (size + spare,) and not data[size:].any()
+        assert torch.equal(ragged.unpack(data, levels, n).int(), codes)
+    assert size <= sum(floor(ragged.price(k) * count / 8) + 1 for k, count in runs.items())
+    with pytest.raises(ValueError, match="do not fit"):
+        ragged.pack(codes, levels, size - 1)
+    with pytest.raises(BadRequest, match="damaged"):
+        ragged.unpack(data[: size - 1], levels, n)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 5, 9, 16, 100, 256])
+def test_codes_of_one_number_of_levels_fit_into_its_price(levels: int):
+    for count in (1, 7, 23, 24, 25, 1000, 4097):
+        assert ragged.width(count, levels) <= ragged.payload(ragged.price(levels), count)
+        assert 8 * ragged.width(count, levels) >= count * log2(levels) - 1e-6
+
+
+def test_levels_that_pack_densely_waste_less_than_two_in_a_hundred_bits():
+    assert all(ragged.price(k) < 1.02 * log2(k) for k in dense_counts(256)[1:])
+    assert {2, 3, 4, 5, 8, 16, 32, 64, 128, 256} <= set(dense_counts(256))
