@@ -73,7 +73,7 @@ class Ragged:
         for i in range(40):
             p = {**widest, **{name: (widest[name].float() * (1 - i / 50)).half() for name in ("low", "high")}}
             gap = (self.decode(self.encode(x, p), p) - x).abs_().pow_(2.4) * price
-            error = gap.view(len(least), -1).sum(1)
+            error = gap.reshape(len(least), -1).sum(1)
             better = (error < least).repeat_interleave(kin.across)[:, None]
             best = {name: torch.where(better, p[name], leaf) for name, leaf in best.items()}
             least = torch.minimum(error, least)

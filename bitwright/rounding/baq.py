@@ -8,7 +8,7 @@ bytes of the codes are dealt out again by them (allocation/water.py), and GPTQ r
 the arithmetic over the geometric mean of the losses: large where columns differ by decades. Needs an uneven grid; bands on others
 keep theirs. Any grid whose groups have counts of their own serves: on `ragged` columns compete, on `compand` its groups.
 Differs from the paper: bytes are exact, not a mean of logarithms; one H serves both runs; `runs` may measure again at the new
-levels, the best result is kept. Ours: `last`, for instance coordinate descent on the levels that were found, and the grid's search for
+levels, the best result is kept. Ours: `last`, for instance coordinate descent on the levels found, and the grid's search for
 ranges: those of whole rows are far too wide for few levels. O(runs out inp^2).
 """
 
