@@ -102,7 +102,7 @@ def grids() -> dict[str, list[Any]]:
         ],
         "menu": [index.resolve("grids", "menu")(by=by) for by in by_all[:3]],
         "trit-planes": [trits(2), trits(3), trits(2, weighted=True), trits(1), trits(2, scale=variants("scales")[1])],
-        "ragged": [ragged(), ragged(1.0), ragged(2.4, 5), ragged(4.0, whole=True), ragged(0.5)],
+        "ragged": [ragged(), ragged(1.0), ragged(2.4, 5), ragged(4.0, whole=True), ragged(0.5), ragged(2.4, search=True)],
         "compand": [compand(), compand(1.0, 2), compand(3.0, points="lloyd-max"), compand(2.5, search=False), compand(0.5)],
     }
 
@@ -133,7 +133,7 @@ def roundings() -> dict[str, list[Any]]:
         + [gptq(block=8), gptq.llm_compressor(), gptq.gptqmodel()],
         "quantease": [ease(iters=8), ease(iters=3, relax_until=0)],
         "quantease-outlier": [outlier(0.02, iters=4), outlier(0.0), outlier(0.02, iters=2, first=nearest())],
-        "baq": [baq(), baq(order="descending", runs=2)],
+        "baq": [baq(), baq(order="descending", runs=2, last=chain((gptq(), ease(iters=2))))],
         "cvxq": [index.resolve("rounding", "cvxq")(), index.resolve("rounding", "cvxq")("gram")],
         "chain": [chain((gptq(), ease(iters=3))), chain((nearest(), ease(iters=2), gptq("natural"))), chain((nearest(),))],
     }

@@ -60,7 +60,7 @@ class Compand:
         count = torch.full_like(x[:, :1], affordable(self.counts, self.bits), dtype=torch.uint8)
         return self.recount(x, {}, count)
 
-    def recount(self, x: Float[Tensor, "g n"], p: Params, count: Ints[Tensor, "g 1"]) -> Params:
+    def recount(self, x: Float[Tensor, "g n"], p: Params, count: Ints[Tensor, "g 1"], kin: Kin = ALONE) -> Params:
         parts = [self.placed(x[rows], count[rows].to(torch.uint8)) for rows in chunks(x)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -25,11 +25,13 @@ FP16 = torch.finfo(torch.float16)
 
 @dataclass(frozen=True)
 class Ragged:
-    """`bits` per code on the average, at most `most` levels in a column; `whole`: powers of two only."""
+    """`bits` per code on the average, at most `most` levels in a column; `whole`: powers of two only. `search`: ranges are
+    shrunk for the least error of the row, every error at the price that the levels of its column imply."""
 
     bits: float = 3.0
     most: int = 256
     whole: bool = False
+    search: bool = False
     width = 1
     needs = ()
 
@@ -53,14 +55,29 @@ class Ragged:
         return {**ends, "count": Leaf(torch.uint8, levels=len(self.counts), shared="column")}
 
     def fit(self, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | None = None, kin: Kin = ALONE) -> Params:
+        p = self.widest(x, kin)
+        count = torch.full_like(p["low"], affordable(self.counts, self.bits), dtype=torch.uint8)
+        return {**self.recount(x, p, count, kin), **{name: leaf for name, leaf in kin.shared.items() if name in self.leaves}}
+
+    def widest(self, x: Float[Tensor, "g n"], kin: Kin) -> Params:
         rows = x.reshape(-1, kin.across * x.shape[1])
         ends = {"low": rows.amin(1).clamp(-FP16.max, 0), "high": rows.amax(1).clamp(0, FP16.max)}
-        p = {name: end.half().repeat_interleave(kin.across)[:, None] for name, end in ends.items()}
-        p["count"] = torch.full_like(p["low"], affordable(self.counts, self.bits), dtype=torch.uint8)
-        return {**p, **{name: leaf for name, leaf in kin.shared.items() if name in p}}
+        return {name: end.half().repeat_interleave(kin.across)[:, None] for name, end in ends.items()}
 
-    def recount(self, x: Float[Tensor, "g n"], p: Params, count: Ints[Tensor, "g 1"]) -> Params:
-        return {**p, "count": count.to(torch.uint8)}
+    def recount(self, x: Float[Tensor, "g n"], p: Params, count: Ints[Tensor, "g 1"], kin: Kin = ALONE) -> Params:
+        if not self.search:
+            return {**p, "count": count.to(torch.uint8)}
+        best = widest = {**self.widest(x, kin), "count": count.to(torch.uint8)}
+        price = level_counts(self, best)[:, None].to(x.dtype).square()
+        least = x.new_full((len(x) // kin.across,), torch.inf)
+        for i in range(40):
+            p = {**widest, **{name: (widest[name].float() * (1 - i / 50)).half() for name in ("low", "high")}}
+            gap = (self.decode(self.encode(x, p), p) - x).abs_().pow_(2.4) * price
+            error = gap.reshape(len(least), -1).sum(1)
+            better = (error < least).repeat_interleave(kin.across)[:, None]
+            best = {name: torch.where(better, p[name], leaf) for name, leaf in best.items()}
+            least = torch.minimum(error, least)
+        return best
 
     def encode(self, x: Float[Tensor, "g n"], p: Params) -> Ints[Tensor, "g n"]:
         scale, zero = self.affine(p)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from jaxtyping import Integer as Ints
 from torch import Tensor
 
-from bitwright.grids.base import Grid, Params
+from bitwright.grids.base import ALONE, Grid, Kin, Params
 from bitwright.terms.ragged import price
 
 
@@ -23,7 +23,7 @@ class Uneven(Grid, Protocol):
     def counts(self) -> tuple[int, ...]:
         """Ascending; the first is 1: a group without codes."""
 
-    def recount(self, x: Float[Tensor, "g n"], p: Params, count: Ints[Tensor, "g 1"]) -> Params:
+    def recount(self, x: Float[Tensor, "g n"], p: Params, count: Ints[Tensor, "g 1"], kin: Kin = ALONE) -> Params:
         """Parameters of the same groups with other numbers of levels."""
 
 
