@@ -63,6 +63,7 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Compress MODEL into OUT, block by block, and report what it costs."""
+    from bitwright import table
     from bitwright.checkpoint import size_in_bytes
     from bitwright.job import Job, choose_device, text_windows
 
@@ -71,7 +72,7 @@ def compress(
         chosen = Job.of(model, chosen, None, strict=strict, form=to).plan.within(size_in_bytes(size))
     job = Job.of(model, chosen, None, strict=strict, form=to)
     if dry_run:
-        return show_plan(job, samples * length, as_json)
+        return table.plan(job.plan, samples * length, console.out, as_json)
     needs = job.plan.recipe.needs
     text = text_windows(model, data, samples, length, "calibration") if needs else None
     job = Job.of(model, chosen, text, strict=strict, form=to)
@@ -131,26 +132,6 @@ def number(text: str) -> int | float | str:
     return text
 
 
-def show_plan(job: Any, tokens: int, as_json: bool) -> None:
-    plan, weights = job.plan, sum(p.shape[0] * p.shape[1] for p in job.plan.sites.values())
-    found = {
-        "bytes": plan.bytes,
-        "bpw_linears": sum(p.bits for p in plan.sites.values()) / weights,
-        "peak_bytes": plan.peak(tokens if plan.recipe.needs else 0),
-        "matrices": len(plan.sites),
-        "fallbacks": {name: p.note for name, p in plan.sites.items() if p.note},
-    }
-    if as_json:
-        print(json.dumps(found, indent=1))
-        return
-    console.out.print(
-        f"Would write {found['bytes']:,} bytes: {found['matrices']} matrices at {found['bpw_linears']:.3f} bits per weight, "
-        f"{sum(plan.kept.values()):,} bytes kept as they are. Peak memory about {found['peak_bytes'] / 2**20:,.0f} MiB."
-    )
-    for name, note in found["fallbacks"].items():
-        console.out.print(f"  {name}: {note}")
-
-
 def finish(out: Path, report: Any, model: str | None, as_json: bool) -> None:
     """Measure if asked, write the report page beside the weights, print the table."""
     if model is not None:
@@ -177,6 +158,7 @@ def evaluate(
     length: Length = 512,
     file: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Measure tokens per second instead, beside --against.")] = False,
+    bits: Annotated[int | None, typer.Option(help="The width at which a model that serves several is measured.")] = None,
     device: Annotated[str, typer.Option(help="Where --speed runs the models: auto, cpu or cuda.")] = "cpu",
     strict: Annotated[bool, typer.Option("--strict", help="Refuse a layer whose products have no kernel here.")] = False,
 ) -> None:
@@ -192,10 +174,10 @@ def evaluate(
         if file is not None:
             file.write_text(json.dumps(found, indent=1))
         return table.speeds(found, console.out)
-    scores = measure(model, against, data, samples, length).to_json()
+    scores = measure(model, against, data, samples, length, bits).to_json()
     if file is not None:
         file.write_text(json.dumps(scores, indent=1))
-    if (Path(model) / "bitwright.json").is_file():
+    if bits is None and (Path(model) / "bitwright.json").is_file():
         report = Report.read(model).with_scores(scores)
         report.write(Path(model))
         (Path(model) / "report.html").write_text(page.render(report))
@@ -252,6 +234,22 @@ def convert(
         remarks = run(model, to, out, overwrite, bar)
     for remark in remarks:
         console.out.print(f"  {remark}")
+    console.out.print(f"Written and read back: {out}")
+
+
+@app.command()
+def load(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="A compressed model that serves several widths.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Directory to write.")],
+    bits: Annotated[int, typer.Option(help="The width.")],
+    to: Annotated[str, typer.Option("--to", help="Format to write: see `bitwright list formats`.")] = "native",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+) -> None:
+    """One width of a model that serves several, as a directory of its own."""
+    from bitwright.convert import convert as run
+
+    with console.progress() as bar:
+        run(model, to, out, overwrite, bar, bits)
     console.out.print(f"Written and read back: {out}")
 
 

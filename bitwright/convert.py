@@ -12,11 +12,15 @@ from bitwright.export.base import Format, Opened, export, open_compressed
 from bitwright.export.native import Native
 from bitwright.export.resumable import make_room
 from bitwright.ledger import ledger
+from bitwright.narrow import narrow
 from bitwright.progress import Progress, silent
 
 
-def convert(model: str | Path, to: str, out: str | Path, overwrite: bool = False, progress: Progress = silent) -> list[str]:
-    """Write a compressed model in another format and read it back. Returns what a user of the new one should know.
+def convert(
+    model: str | Path, to: str, out: str | Path, overwrite: bool = False, progress: Progress = silent, bits: int | None = None
+) -> list[str]:
+    """Write a compressed model in another format and read it back; a nested one at a width it serves, where `bits` is given.
+    Returns what a user of the new one should know.
 
     Raises BadRequest where `model` is not compressed, or `to` cannot hold it exactly; then nothing is written.
     """
@@ -24,7 +28,7 @@ def convert(model: str | Path, to: str, out: str | Path, overwrite: bool = False
     if target.resolve() == root.resolve() or target.resolve() in root.resolve().parents:
         raise BadRequest(f"{out} holds the model that is converted; choose another directory.")
     form: Format = index.form(to)
-    opened = open_compressed(root)
+    opened = open_compressed(root) if bits is None else narrow(open_compressed(root), bits)
     if why := form.refusal(opened.model):
         raise BadRequest(why)
     make_room(target, False, overwrite)

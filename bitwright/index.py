@@ -18,6 +18,7 @@ PARTS: dict[str, dict[str, str]] = {
         "table": "bitwright.grids.table:Table",
         "menu": "bitwright.grids.menu:Menu",
         "trit-planes": "bitwright.grids.trit_planes:TritPlanes",
+        "nested": "bitwright.grids.nested:Nested",
     },
     "layouts": {
         "layout": "bitwright.layout:Layout",
@@ -39,6 +40,7 @@ PARTS: dict[str, dict[str, str]] = {
         "columns": "bitwright.terms.columns:Columns",
         "low_rank": "bitwright.terms.low_rank:LowRank",
         "sparse": "bitwright.terms.sparse:Sparse",
+        "turns": "bitwright.terms.turns:Turns",
     },
     "rounding": {
         "nearest": "bitwright.rounding.nearest:Nearest",
@@ -47,6 +49,7 @@ PARTS: dict[str, dict[str, str]] = {
         "quantease-outlier": "bitwright.rounding.quantease_outlier:QuantEaseOutlier",
         "chain": "bitwright.rounding.chain:Chain",
         "ggml": "bitwright.rounding.ggml:Ggml",
+        "double-rounding": "bitwright.rounding.double_rounding:DoubleRounding",
     },
     "corrections": {
         "lorc": "bitwright.corrections.lorc:Lorc",
@@ -82,6 +85,7 @@ RECIPES: dict[str, str] = {
     "int-vs-fp": "bitwright.recipes.int_vs_fp:int_vs_fp",
     "flexq": "bitwright.recipes.flexq:flexq",
     "zeroquant-v2": "bitwright.recipes.zeroquant_v2:zeroquant_v2",
+    "double-rounding": "bitwright.recipes.double_rounding:double_rounding",
 }
 
 FORMATS: dict[str, str] = {  # what `export` writes and opens

@@ -18,6 +18,7 @@ from bitwright.coded import install
 from bitwright.export import native
 from bitwright.export.base import format_of, open_compressed, reading
 from bitwright.export.native import METHOD, Native, site_inputs, site_metas
+from bitwright.narrow import narrow
 
 
 @register_quantization_config(METHOD)
@@ -50,18 +51,21 @@ class BitwrightQuantizer(HfQuantizer):
         return False
 
 
-def load(directory: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+def load(directory: str | Path, dtype: torch.dtype = torch.float32, bits: int | None = None) -> Any:
     """A model directory, hub id or `zoo:lm`, plain or compressed by any tool whose format is known, as a transformers model in
-    evaluation mode, on the CPU. Compressed matrices stay as they are stored and run on bitwright's kernels.
+    evaluation mode, on the CPU. Compressed matrices stay as they are stored and run on bitwright's kernels. `bits`: of a model that
+    serves several widths, the one to load; it holds the codes of that width alone.
 
     Raises BadRequest where there is none."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     root = locate(str(directory))
     form = format_of(root)
-    if form is None or isinstance(form, Native):
+    if bits is None and (form is None or isinstance(form, Native)):
         return AutoModelForCausalLM.from_pretrained(root, dtype=dtype).eval()
     opened = open_compressed(root, form)
+    if bits is not None:
+        opened = narrow(opened, bits)
     sites = opened.model.metas
     tensors = native.flatten({name: opened.terms(name) for name in sites}, {name: opened.scales(name) for name in sites})
     tensors |= {name: opened.tensor(name) for name in opened.model.kept}

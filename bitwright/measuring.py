@@ -20,12 +20,12 @@ from bitwright.report import Report, Row
 WINDOWS = 96  # of held-out text, on which a comparison judges
 
 
-def measure(model: str, against: str | None, data: str, samples: int, length: int) -> Any:
+def measure(model: str, against: str | None, data: str, samples: int, length: int, bits: int | None = None) -> Any:
     text = text_windows(against or model, data, samples, length, "evaluation")
     tokenizer = AutoTokenizer.from_pretrained(locate(against or model))
     with console.progress() as bar:
         base = Baseline.of(load(locate(against)), text, tokenizer, progress=bar) if against else None
-        return evaluate(load(locate(model)), base, text, tokenizer, progress=bar)
+        return evaluate(load(locate(model), bits=bits), base, text, tokenizer, progress=bar)
 
 
 def measure_speed(model: str, against: str | None, device: str) -> dict[str, dict[str, Any]]:

@@ -66,7 +66,7 @@ def fits() -> list[Any]:
 def grids() -> dict[str, list[Any]]:
     by_all = fits()
     integer, offset, table, trits = (index.resolve("grids", name) for name in ("integer", "offset", "table", "trit-planes"))
-    second = index.resolve("scales", "second-level")
+    second, nested = index.resolve("scales", "second-level"), index.resolve("grids", "nested")
     tables = index.load("bitwright.grids.table:TABLES")
     squares, floats = index.resolve("fits", "least-squares"), index.resolve("scales", "float")
     least, coarse = squares(), squares("imatrix", 8, 2)
@@ -100,6 +100,7 @@ def grids() -> dict[str, list[Any]]:
             offset(16, coarse, minimum=floats(signed=True)),
         ],
         "menu": [index.resolve("grids", "menu")(by=by) for by in by_all[:3]],
+        "nested": [nested(by=by_all[1]), nested(shared=True), nested(4, (4, 2), False, by=by_all[2])],
         "trit-planes": [trits(2), trits(3), trits(2, weighted=True), trits(1), trits(2, scale=variants("scales")[1])],
     }
 

@@ -7,6 +7,7 @@ from bitwright import index
 from bitwright.errors import BadRequest
 from bitwright.recipes.best import best as best
 from bitwright.recipes.bitmod import bitmod as bitmod
+from bitwright.recipes.double_rounding import double_rounding as double_rounding
 from bitwright.recipes.flexq import flexq as flexq
 from bitwright.recipes.fp_diffusion import fp_diffusion as fp_diffusion
 from bitwright.recipes.gptq import gptq as gptq

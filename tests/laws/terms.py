@@ -21,6 +21,7 @@ from bitwright.terms import base, pack
 from bitwright.terms.columns import Columns
 from bitwright.terms.low_rank import LowRank
 from bitwright.terms.sparse import Sparse
+from bitwright.terms.turns import Turns
 
 
 def coded(levels: int, layout: Layout, columns: list[Tensor | None]) -> tuple[base.Term, ...]:
@@ -43,6 +44,7 @@ EXAMPLES: dict[str, Callable[[], list[base.Term]]] = {
         for kind in (torch.float16, torch.bfloat16, torch.float32)
     ],
     "columns": lambda: [Columns.of(torch.randn(3, 7), count) for count in (0, 1, 7)],
+    "turns": lambda: [Turns({b: torch.randint(0, 2, (3, inp)) for b in (6, 2)}) for inp in (7, 8)],
     "sparse": lambda: [Sparse.of(torch.randn(3, inp), count) for inp in (7, 256, 257, 2**15, 2**15 + 1) for count in (0, 1, 20)],
 }
 
