@@ -1,5 +1,5 @@
-"""double-rounding: arXiv 2502.01199 after training: one file that serves `serves` bits, every width rounded by GPTQ. `paper=True` is
-the paper's own second rounding: one scale, nearest, nothing stored but the high codes. Card: double-rounding."""
+"""double-rounding: arXiv 2502.01199 after training: one file for `bits` bits and all usual widths below, every one rounded by GPTQ.
+`paper=True` is the paper's own second rounding: one scale, nearest, nothing stored but the high codes. Card: double-rounding."""
 
 from bitwright.grids.fit import Mse
 from bitwright.grids.nested import Nested

@@ -1,4 +1,4 @@
-"""Double rounding with stored turns: one artefact whose every width is a solution of its own rounding problem (card: double-rounding).
+"""Double rounding with stored turns: one artefact, every width of it the solution of a rounding problem (card: double-rounding).
 
     first      codes of the nested grid's full width, as ever
     turns      for each lower width l:   W_l = floor(s_h W_h / s_l) + t,   t in {0, 1}^(out x inp) by  min tr(E_l H E_l^T)
