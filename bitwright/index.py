@@ -49,6 +49,7 @@ PARTS: dict[str, dict[str, str]] = {
         "quantease-outlier": "bitwright.rounding.quantease_outlier:QuantEaseOutlier",
         "chain": "bitwright.rounding.chain:Chain",
         "ggml": "bitwright.rounding.ggml:Ggml",
+        "mixed-columns": "bitwright.rounding.mixed_columns:MixedColumns",
         "double-rounding": "bitwright.rounding.double_rounding:DoubleRounding",
     },
     "corrections": {
@@ -85,6 +86,8 @@ RECIPES: dict[str, str] = {
     "int-vs-fp": "bitwright.recipes.int_vs_fp:int_vs_fp",
     "flexq": "bitwright.recipes.flexq:flexq",
     "zeroquant-v2": "bitwright.recipes.zeroquant_v2:zeroquant_v2",
+    "fast-2bit": "bitwright.recipes.fast_2bit:fast_2bit",
+    "ptq1-61": "bitwright.recipes.ptq1_61:ptq1_61",
     "double-rounding": "bitwright.recipes.double_rounding:double_rounding",
 }
 

@@ -121,11 +121,16 @@ def roundings() -> dict[str, list[Any]]:
     nearest, gptq, ease, outlier, chain = (
         index.resolve("rounding", name) for name in ("nearest", "gptq", "quantease", "quantease-outlier", "chain")
     )
+    mixed, fine = index.resolve("rounding", "mixed-columns"), index.resolve("grids", "integer")(256)
     return {
         "gptq": [gptq(order, groups) for order, groups in product(("descending", "natural", "group-aware"), ("static", "dynamic"))]
         + [gptq(block=8), gptq.llm_compressor(), gptq.gptqmodel()],
         "quantease": [ease(iters=8), ease(iters=3, relax_until=0)],
         "quantease-outlier": [outlier(0.02, iters=4), outlier(0.0), outlier(0.02, iters=2, first=nearest())],
+        "mixed-columns": [  # the laws compare with the coder's own grid, so what replaces it is finer
+            mixed(by="hessian", block=4, high=fine, group=8, outliers=0.02),
+            *(mixed(share, by, 4, fine, 8) for share, by in ((0.25, "range"), (0.5, "input"), (0.25, "weight"), (0.0, "range"))),
+        ],
         "chain": [chain((gptq(), ease(iters=3))), chain((nearest(), ease(iters=2), gptq("natural"))), chain((nearest(),))],
     }
 
