@@ -41,9 +41,11 @@ def unmeasured(document: Mapping[str, Json], bits: int) -> Mapping[str, Json]:
 
 
 def widths(metas: Metas) -> tuple[int, ...]:
-    """What the nested codes of a matrix serve; () where it has none."""
+    """What the nested codes of a matrix serve, and its turns where it has some; () where it has no nested codes."""
     grids = [index.from_dict(meta["grid"]) for meta in metas if meta["kind"] == "coded"]
-    return next((grid.serves for grid in grids if isinstance(grid, Nested)), ())
+    serves = next((grid.serves for grid in grids if isinstance(grid, Nested)), ())
+    turned = next((meta["widths"] for meta in metas if meta["kind"] == "turns"), serves)
+    return tuple(bits for bits in serves if bits == serves[0] or bits in turned)
 
 
 def foretold(metas: Metas, bits: int) -> Sequence[Mapping[str, Json]]:

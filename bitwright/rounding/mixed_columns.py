@@ -19,6 +19,7 @@ Costs 32 bits per input for the order of columns.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import Literal
 
 import torch
@@ -38,6 +39,7 @@ from bitwright.terms.base import Json, Terms
 from bitwright.terms.sparse import Sparse
 
 DAMP = 0.01
+KERNELS = 4  # columns are counted in multiples that the CPU's products take
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class MixedColumns:
         groups. Raises BadRequest where there is none."""
         block = largest_divisor(shape[1], self.block)
         order = score.view(-1, block).sum(1).argsort(descending=True, stable=True).cpu()
-        for count in sorted(range(len(order) + 1), key=lambda n: abs(n * block - self.share * shape[1])):
+        step = KERNELS // gcd(block, KERNELS)
+        for count in sorted(range(0, len(order) + 1, step), key=lambda n: abs(n * block - self.share * shape[1])):
             fine = torch.isin(torch.arange(len(order)), order[:count]).repeat_interleave(block)
             if not any(part.legal(shape) for part in self.bands(fine, band, shape)):
                 return fine
