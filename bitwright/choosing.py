@@ -53,3 +53,26 @@ def number(text: str) -> int | float | str:
         except ValueError:
             continue
     return text
+
+
+def spending(recipe: Recipe, allocation: str | None, menu: str | None, kl: float | None) -> Recipe:
+    """How the recipe spends its budget: by what each choice loses where it has data and something to choose, else by prices."""
+    from dataclasses import replace
+
+    from bitwright import index, recipes
+    from bitwright.allocation.integer_program import IntegerProgram
+    from bitwright.recipe import Rule
+
+    chosen = [recipes.get(name)() for name in menu.split(",")] if menu else []
+    parts = ("grid", "layout", "rounding", "corrections")
+    own = tuple(Rule("re:.*", **{part: getattr(found, part) for part in parts}) for found in chosen) or recipe.menu
+    if kl is not None and recipe.budget is not None:
+        raise BadRequest("A bound on the KL takes the place of a size or a budget; give one of them.")
+    if recipe.budget is None and kl is None:
+        if allocation or menu:
+            raise BadRequest("There is nothing to spend; give --budget, --size or --kl as well.")
+        return recipe
+    how = index.resolve("allocation", allocation)() if allocation else recipe.allocation
+    if how is None and (kl is not None or own or "gram" in recipe.needs):
+        how = IntegerProgram()
+    return replace(recipe, allocation=how, menu=own, bound=kl)

@@ -44,6 +44,9 @@ def compress(
     bits: Annotated[int | None, typer.Option(min=1, max=8, help="Bits per code, scales not counted.")] = None,
     budget: Annotated[float | None, typer.Option(help="Stored bits per weight of the linears, everything counted.")] = None,
     size: Annotated[str | None, typer.Option(help="Size of all tensors on disk, such as 12MB or 3.5GiB.")] = None,
+    kl: Annotated[float | None, typer.Option(help="The smallest model whose held-out KL stays below, in nats.")] = None,
+    allocation: Annotated[str | None, typer.Option(help="How a budget is spent: see `bitwright list allocation`.")] = None,
+    menu: Annotated[str | None, typer.Option(help="Recipes to choose from, matrix by matrix, such as Q3_K,Q4_K,Q6_K.")] = None,
     group: Annotated[int | None, typer.Option(help="Weights that share a scale; 0: the whole row.")] = None,
     option: Annotated[list[str] | None, typer.Option("--set", help="An option of the recipe, as name=value.")] = None,
     data: Data = "stdlib",
@@ -63,43 +66,27 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Compress MODEL into OUT, block by block, and report what it costs."""
+    from bitwright import table
+    from bitwright.allotting import allotted
     from bitwright.calibrate.text import text_windows
     from bitwright.checkpoint import size_in_bytes
-    from bitwright.choosing import choose
+    from bitwright.choosing import choose, spending
     from bitwright.job import Job, choose_device
 
     chosen = choose(model, recipe, bits, group, option or [], ignore or [], head, budget)
     if size is not None:
         chosen = Job.of(model, chosen, None, strict=strict, form=to).plan.within(size_in_bytes(size))
+    chosen = spending(chosen, allocation, menu, kl)
     job = Job.of(model, chosen, None, strict=strict, form=to)
     if dry_run:
-        return show_plan(job, samples * length, as_json)
-    needs = job.plan.recipe.needs
+        return table.plan(job.plan, samples * length, console.out, as_json)
+    needs = (*job.plan.recipe.needs, *((job.recipe.allocation and job.recipe.allocation.probe and ["gram"]) or ()))
     text = text_windows(model, data, samples, length, "calibration") if needs else None
     job = Job.of(model, chosen, text, strict=strict, form=to)
-    with console.progress() as bar:
-        report = job.run(job.road(out, stats, batch, choose_device(device), bar), resume, overwrite)
+    where = choose_device(device)
+    with console.progress() as bar, allotted(job, stats, batch, where, bar) as (job, stats):
+        report = job.run(job.road(out, stats, batch, where, bar), resume, overwrite)
     finish(out, report, model if judge else None, as_json)
-
-
-def show_plan(job: Any, tokens: int, as_json: bool) -> None:
-    plan, weights = job.plan, sum(p.shape[0] * p.shape[1] for p in job.plan.sites.values())
-    found = {
-        "bytes": plan.bytes,
-        "bpw_linears": sum(p.bits for p in plan.sites.values()) / weights,
-        "peak_bytes": plan.peak(tokens if plan.recipe.needs else 0),
-        "matrices": len(plan.sites),
-        "fallbacks": {name: p.note for name, p in plan.sites.items() if p.note},
-    }
-    if as_json:
-        print(json.dumps(found, indent=1))
-        return
-    console.out.print(
-        f"Would write {found['bytes']:,} bytes: {found['matrices']} matrices at {found['bpw_linears']:.3f} bits per weight, "
-        f"{sum(plan.kept.values()):,} bytes kept as they are. Peak memory about {found['peak_bytes'] / 2**20:,.0f} MiB."
-    )
-    for name, note in found["fallbacks"].items():
-        console.out.print(f"  {name}: {note}")
 
 
 def finish(out: Path, report: Any, model: str | None, as_json: bool) -> None:
@@ -128,6 +115,7 @@ def evaluate(
     length: Length = 512,
     file: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Measure tokens per second instead, beside --against.")] = False,
+    bits: Annotated[int | None, typer.Option(help="The width at which a model that serves several is measured.")] = None,
     device: Annotated[str, typer.Option(help="Where --speed runs the models: auto, cpu or cuda.")] = "cpu",
     strict: Annotated[bool, typer.Option("--strict", help="Refuse a layer whose products have no kernel here.")] = False,
     size: Annotated[str | None, typer.Option(help="Of a stack, measure what fits, such as 9MB.")] = None,
@@ -144,10 +132,10 @@ def evaluate(
         if file is not None:
             file.write_text(json.dumps(found, indent=1))
         return table.speeds(found, console.out)
-    scores = measure(model, against, data, samples, length, size).to_json()
+    scores = measure(model, against, data, samples, length, size, bits).to_json()
     if file is not None:
         file.write_text(json.dumps(scores, indent=1))
-    if (Path(model) / "bitwright.json").is_file() and size is None:
+    if size is None and bits is None and (Path(model) / "bitwright.json").is_file():
         report = Report.read(model).with_scores(scores)
         report.write(Path(model))
         (Path(model) / "report.html").write_text(page.render(report))
@@ -210,16 +198,18 @@ def convert(
 
 @app.command()
 def load(
-    model: Model,
-    size: Annotated[str, typer.Option(help="All tensors together, such as 9MB.")],
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="A compressed model that serves several sizes or widths.")],
+    size: Annotated[str | None, typer.Option(help="Of a stack (recipe bitstack): what fits into, such as 9MB.")] = None,
+    bits: Annotated[int | None, typer.Option(help="Of nested codes (recipe double-rounding): the width.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write what was loaded as a model of its own.")] = None,
+    to: Annotated[str, typer.Option("--to", help="Format to write: see `bitwright list formats`.")] = "native",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
 ) -> None:
-    """Of a stack, which the recipe bitstack makes, load what fits into a size: the best terms of every matrix, and nothing else."""
-    from bitwright.stacks import load as run
+    """One of the sizes or widths that a model serves: load it, say what it is, and write it where asked."""
+    from bitwright.narrow import load as run
 
     with console.progress() as bar:
-        console.out.print(run(model, size, out, overwrite, bar))
+        console.out.print(run(model, size, bits, out, to, overwrite, bar))
 
 
 @app.command()

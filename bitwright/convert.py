@@ -8,10 +8,11 @@ from typing import Any
 
 from bitwright import index
 from bitwright.errors import BadRequest, writing
-from bitwright.export.base import Format, Opened, export, open_compressed
-from bitwright.export.native import Native, open_sized
+from bitwright.export.base import Format, Opened, export
+from bitwright.export.native import Native
 from bitwright.export.resumable import make_room
 from bitwright.ledger import ledger
+from bitwright.narrow import open_as
 from bitwright.progress import Progress, silent
 
 
@@ -22,9 +23,10 @@ def convert(
     overwrite: bool = False,
     progress: Progress = silent,
     size: int | str | None = None,
+    bits: int | None = None,
 ) -> list[str]:
-    """Write a compressed model (of a stack: what fits into `size`) in another format and read it back. Returns what a user of the
-    new one should know.
+    """Write a compressed model in another format and read it back: of a stack what fits into `size`, of nested codes the width
+    `bits`. Returns what a user of the new one should know.
 
     Raises BadRequest where `model` is not compressed, or `to` cannot hold it exactly; then nothing is written.
     """
@@ -32,7 +34,7 @@ def convert(
     if target.resolve() == root.resolve() or target.resolve() in root.resolve().parents:
         raise BadRequest(f"{out} holds the model that is converted; choose another directory.")
     form: Format = index.form(to)
-    opened = open_compressed(root) if size is None else open_sized(root, size)
+    opened = open_as(root, size, bits)
     if why := form.refusal(opened.model):
         raise BadRequest(why)
     make_room(target, False, overwrite)

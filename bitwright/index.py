@@ -20,6 +20,7 @@ PARTS: dict[str, dict[str, str]] = {
         "trit-planes": "bitwright.grids.trit_planes:TritPlanes",
         "ragged": "bitwright.grids.ragged:Ragged",
         "compand": "bitwright.grids.compand:Compand",
+        "nested": "bitwright.grids.nested:Nested",
     },
     "layouts": {
         "layout": "bitwright.layout:Layout",
@@ -43,6 +44,7 @@ PARTS: dict[str, dict[str, str]] = {
         "sign_lowrank": "bitwright.terms.sign_lowrank:SignLowRank",
         "rows": "bitwright.terms.rows:Rows",
         "sparse": "bitwright.terms.sparse:Sparse",
+        "turns": "bitwright.terms.turns:Turns",
     },
     "rounding": {
         "nearest": "bitwright.rounding.nearest:Nearest",
@@ -54,6 +56,8 @@ PARTS: dict[str, dict[str, str]] = {
         "ggml": "bitwright.rounding.ggml:Ggml",
         "baq": "bitwright.rounding.baq:Baq",
         "cvxq": "bitwright.rounding.cvxq:Cvxq",
+        "mixed-columns": "bitwright.rounding.mixed_columns:MixedColumns",
+        "double-rounding": "bitwright.rounding.double_rounding:DoubleRounding",
     },
     "corrections": {
         "lorc": "bitwright.corrections.lorc:Lorc",
@@ -103,6 +107,9 @@ RECIPES: dict[str, str] = {
     "zeroquant-v2": "bitwright.recipes.zeroquant_v2:zeroquant_v2",
     "baq": "bitwright.recipes.baq:baq",
     "cvxq": "bitwright.recipes.cvxq:cvxq",
+    "fast-2bit": "bitwright.recipes.fast_2bit:fast_2bit",
+    "ptq1-61": "bitwright.recipes.ptq1_61:ptq1_61",
+    "double-rounding": "bitwright.recipes.double_rounding:double_rounding",
 }
 
 FORMATS: dict[str, str] = {  # what `export` writes and opens

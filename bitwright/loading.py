@@ -16,8 +16,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from bitwright.checkpoint import locate, skeleton
 from bitwright.coded import install
 from bitwright.export import native
-from bitwright.export.base import Opened, format_of, open_compressed, reading
-from bitwright.export.native import METHOD, Native, open_sized, site_inputs, site_metas
+from bitwright.export.base import Opened, format_of, reading
+from bitwright.export.native import METHOD, Native, site_inputs, site_metas
+from bitwright.narrow import open_as
 
 
 @register_quantization_config(METHOD)
@@ -50,19 +51,20 @@ class BitwrightQuantizer(HfQuantizer):
         return False
 
 
-def load(directory: str | Path, dtype: torch.dtype = torch.float32, size: int | str | None = None) -> Any:
+def load(directory: str | Path, dtype: torch.dtype = torch.float32, size: int | str | None = None, bits: int | None = None) -> Any:
     """A model directory, hub id or `zoo:lm`, plain or compressed by any tool whose format is known, as a transformers model in
     evaluation mode, on the CPU. Compressed matrices stay as they are stored and run on bitwright's kernels. `size`: of a stack (the
     recipe bitstack makes one) only what fits into so many bytes, or "9MB", with all that is kept; nothing else of it is read.
+    `bits`: of a model that serves several widths, the one to load; it holds the codes of that width alone.
 
     Raises BadRequest where there is none, or where it cannot be so small."""
     from transformers import AutoModelForCausalLM
 
     root = locate(str(directory))
     form = format_of(root)
-    if size is None and (form is None or isinstance(form, Native)):
+    if size is None and bits is None and (form is None or isinstance(form, Native)):
         return AutoModelForCausalLM.from_pretrained(root, dtype=dtype).eval()
-    return assembled(root, open_compressed(root, form) if size is None else open_sized(root, size)).to(dtype)
+    return assembled(root, open_as(root, size, bits, form)).to(dtype)
 
 
 def assembled(root: Path, opened: Opened) -> Any:

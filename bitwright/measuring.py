@@ -13,23 +13,25 @@ from bitwright.checkpoint import locate
 from bitwright.evaluation import Baseline, evaluate
 from bitwright.evaluation.speed import speeds
 from bitwright.export.base import open_compressed
-from bitwright.export.native import open_sized
 from bitwright.job import choose_device, compress
 from bitwright.loading import load
+from bitwright.narrow import open_as
 from bitwright.recipe import Recipe
 from bitwright.report import Report, Row
 
 WINDOWS = 96  # of held-out text, on which a comparison judges
 
 
-def measure(model: str, against: str | None, data: str, samples: int, length: int, size: str | None = None) -> Any:
-    if size is not None:
-        open_sized(locate(model), size)  # what cannot be loaded is refused before the work
+def measure(
+    model: str, against: str | None, data: str, samples: int, length: int, size: str | None = None, bits: int | None = None
+) -> Any:
+    if size is not None or bits is not None:
+        open_as(locate(model), size, bits)  # what cannot be loaded is refused before the work
     text = text_windows(against or model, data, samples, length, "evaluation")
     tokenizer = AutoTokenizer.from_pretrained(locate(against or model))
     with console.progress() as bar:
         base = Baseline.of(load(locate(against)), text, tokenizer, progress=bar) if against else None
-        return evaluate(load(locate(model), size=size), base, text, tokenizer, progress=bar)
+        return evaluate(load(locate(model), size=size, bits=bits), base, text, tokenizer, progress=bar)
 
 
 def measure_speed(model: str, against: str | None, device: str) -> dict[str, dict[str, Any]]:

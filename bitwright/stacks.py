@@ -6,7 +6,6 @@ longest prefix that fits, which is a model like any other: it loads, and `conver
 
 import itertools
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,10 @@ from torch import Tensor, nn
 
 from bitwright.allocation.stack import Gains, Score, Stack, falls, measured, weighed
 from bitwright.calibrate.data import Windows
-from bitwright.checkpoint import locate
 from bitwright.coded import CodedLinear
 from bitwright.errors import BadRequest, writing
 from bitwright.export.base import Opened, open_compressed
-from bitwright.export.native import Native, one_size, open_sized
+from bitwright.export.native import Native, one_size
 from bitwright.progress import Progress, silent
 from bitwright.report import Row
 from bitwright.terms.base import Json, decode, stored_bits
@@ -122,22 +120,3 @@ def plain(module: CodedLinear) -> nn.Linear:
     made = nn.Linear(module.in_features, module.out_features, bias=False)
     made.bias = module._parameters["bias"]  # type: ignore[assignment]
     return made
-
-
-def load(model: str, size: str, out: Path | None, overwrite: bool, progress: Progress) -> str:
-    """Load what fits, write it where asked, and say what it was."""
-    from bitwright.convert import convert
-    from bitwright.loading import assembled
-
-    root, begun = locate(model), time.perf_counter()
-    opened = open_sized(root, size)
-    assembled(root, opened)
-    seconds = time.perf_counter() - begun
-    if out is not None:
-        convert(root, "native", out, overwrite, progress, size)
-    shapes = [found[0]["shape"] for found in opened.model.metas.values()]
-    rate = sum(8 * e.bytes for e in opened.entries if e.site) / sum(rows * columns for rows, columns in shapes)
-    terms = [len(found) for found in opened.model.metas.values()]
-    told = f"Loaded {sum(e.bytes for e in opened.entries):,} bytes in {seconds:.2f} s: {rate:.3f} bits per weight of {len(terms)}"
-    told += f" matrices, {min(terms)} to {max(terms)} terms each."
-    return told + (f"\nWritten and read back: {out}" if out else "")

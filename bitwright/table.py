@@ -3,9 +3,10 @@
 show      what a report says, block by block        sites     every matrix
 scores    what `evaluate` found                     compare   several reports, by size
 speeds    what `evaluate --speed` found
-ledger    every stored tensor of a directory
+ledger    every stored tensor of a directory           plan      what a dry run says
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,30 @@ from bitwright.report import Report
 
 if TYPE_CHECKING:
     from bitwright.export.base import Entry
+    from bitwright.plan import Plan
 
 MOST, MOST_NOTES = 40, 12  # blocks, and notes, that are listed one by one
+
+
+def plan(found: "Plan", tokens: int, console: Console, as_json: bool = False) -> None:
+    """What a run would write and need; `tokens` of calibration."""
+    weights = sum(p.shape[0] * p.shape[1] for p in found.sites.values())
+    told: dict[str, Any] = {
+        "bytes": found.bytes,
+        "bpw_linears": sum(p.bits for p in found.sites.values()) / weights,
+        "peak_bytes": found.peak(tokens if found.recipe.needs else 0),
+        "matrices": len(found.sites),
+        "fallbacks": {name: p.note for name, p in found.sites.items() if p.note},
+    }
+    if as_json:
+        print(json.dumps(told, indent=1))
+        return
+    console.print(
+        f"Would write {told['bytes']:,} bytes: {told['matrices']} matrices at {told['bpw_linears']:.3f} bits per weight, "
+        f"{sum(found.kept.values()):,} bytes kept as they are. Peak memory about {told['peak_bytes'] / 2**20:,.0f} MiB."
+    )
+    for name, note in told["fallbacks"].items():
+        console.print(f"  {name}: {note}")
 
 
 def show(report: Report, console: Console | None = None) -> None:

@@ -66,7 +66,7 @@ def fits() -> list[Any]:
 def grids() -> dict[str, list[Any]]:
     by_all = fits()
     integer, offset, table, trits = (index.resolve("grids", name) for name in ("integer", "offset", "table", "trit-planes"))
-    second = index.resolve("scales", "second-level")
+    second, nested = index.resolve("scales", "second-level"), index.resolve("grids", "nested")
     tables = index.load("bitwright.grids.table:TABLES")
     ragged, compand = index.resolve("grids", "ragged"), index.resolve("grids", "compand")
     squares, floats = index.resolve("fits", "least-squares"), index.resolve("scales", "float")
@@ -101,6 +101,7 @@ def grids() -> dict[str, list[Any]]:
             offset(16, coarse, minimum=floats(signed=True)),
         ],
         "menu": [index.resolve("grids", "menu")(by=by) for by in by_all[:3]],
+        "nested": [nested(by=by_all[1]), nested(shared=True), nested(4, (4, 2), False, by=by_all[2])],
         "trit-planes": [trits(2), trits(3), trits(2, weighted=True), trits(1), trits(2, scale=variants("scales")[1])],
         "ragged": [ragged(), ragged(1.0), ragged(2.4, 5), ragged(4.0, whole=True), ragged(0.5), ragged(2.4, search=True)],
         "compand": [compand(), compand(1.0, 2), compand(3.0, points="lloyd-max"), compand(2.5, search=False), compand(0.5)],
@@ -127,6 +128,7 @@ def roundings() -> dict[str, list[Any]]:
     )
     stack = index.resolve("rounding", "bitstack")
     baq = index.resolve("rounding", "baq")
+    mixed, fine = index.resolve("rounding", "mixed-columns"), index.resolve("grids", "integer")(256)
     return {
         "bitstack": [stack(12, 2), stack(12), stack(3, 2, first=gptq())],
         "gptq": [gptq(order, groups) for order, groups in product(("descending", "natural", "group-aware"), ("static", "dynamic"))]
@@ -135,6 +137,10 @@ def roundings() -> dict[str, list[Any]]:
         "quantease-outlier": [outlier(0.02, iters=4), outlier(0.0), outlier(0.02, iters=2, first=nearest())],
         "baq": [baq(), baq(order="descending", runs=2, last=chain((gptq(), ease(iters=2))))],
         "cvxq": [index.resolve("rounding", "cvxq")(), index.resolve("rounding", "cvxq")("gram")],
+        "mixed-columns": [  # the laws compare with the coder's own grid, so what replaces it is finer
+            mixed(by="hessian", block=4, high=fine, group=8, outliers=0.02),
+            *(mixed(share, by, 4, fine, 8) for share, by in ((0.25, "range"), (0.5, "input"), (0.25, "weight"), (0.0, "range"))),
+        ],
         "chain": [chain((gptq(), ease(iters=3))), chain((nearest(), ease(iters=2), gptq("natural"))), chain((nearest(),))],
     }
 

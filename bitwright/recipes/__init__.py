@@ -10,10 +10,13 @@ from bitwright.recipes.best import best as best
 from bitwright.recipes.bitmod import bitmod as bitmod
 from bitwright.recipes.bitstack import bitstack as bitstack
 from bitwright.recipes.cvxq import cvxq as cvxq
+from bitwright.recipes.double_rounding import double_rounding as double_rounding
+from bitwright.recipes.fast_2bit import fast_2bit as fast_2bit
 from bitwright.recipes.flexq import flexq as flexq
 from bitwright.recipes.fp_diffusion import fp_diffusion as fp_diffusion
 from bitwright.recipes.gptq import gptq as gptq
 from bitwright.recipes.int_vs_fp import int_vs_fp as int_vs_fp
+from bitwright.recipes.ptq1_61 import ptq1_61 as ptq1_61
 from bitwright.recipes.ptqtp import ptqtp as ptqtp
 from bitwright.recipes.quantease import quantease as quantease
 from bitwright.recipes.quantease_outlier import quantease_outlier as quantease_outlier

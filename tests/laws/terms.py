@@ -28,6 +28,7 @@ from bitwright.terms.low_rank import LowRank
 from bitwright.terms.rows import Rows
 from bitwright.terms.sign_lowrank import SignLowRank
 from bitwright.terms.sparse import Sparse
+from bitwright.terms.turns import Turns
 
 
 def coded(levels: int, layout: Layout, columns: list[Tensor | None]) -> tuple[base.Term, ...]:
@@ -74,6 +75,7 @@ EXAMPLES: dict[str, Callable[[], list[base.Term]]] = {
         SignLowRank.of(torch.randn(out, inp), torch.rand(out, k), torch.rand(k, inp))
         for (out, inp), k in (((3, 16), 2), ((5, 13), 1), ((1, 7), 7), ((9, 8), 3))
     ],
+    "turns": lambda: [Turns({b: torch.randint(0, 2, (3, inp)) for b in (6, 2)}) for inp in (7, 8)],
     "sparse": lambda: [Sparse.of(torch.randn(3, inp), count) for inp in (7, 256, 257, 2**15, 2**15 + 1) for count in (0, 1, 20)],
 }
 
