@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bitwright import recipes
+from bitwright import index, recipes
+from bitwright.allocation.integer_program import IntegerProgram
 from bitwright.errors import BadRequest
+from bitwright.grids.uneven import Uneven
 from bitwright.recipe import Recipe, Rule
 
 
@@ -57,12 +59,6 @@ def number(text: str) -> int | float | str:
 
 def spending(recipe: Recipe, allocation: str | None, menu: str | None, kl: float | None) -> Recipe:
     """How the recipe spends its budget: by what each choice loses where it has data and something to choose, else by prices."""
-    from dataclasses import replace
-
-    from bitwright import index, recipes
-    from bitwright.allocation.integer_program import IntegerProgram
-    from bitwright.recipe import Rule
-
     chosen = [recipes.get(name)() for name in menu.split(",")] if menu else []
     parts = ("grid", "layout", "rounding", "corrections")
     own = tuple(Rule("re:.*", **{part: getattr(found, part) for part in parts}) for found in chosen) or recipe.menu
@@ -73,6 +69,6 @@ def spending(recipe: Recipe, allocation: str | None, menu: str | None, kl: float
             raise BadRequest("There is nothing to spend; give --budget, --size or --kl as well.")
         return recipe
     how = index.resolve("allocation", allocation)() if allocation else recipe.allocation
-    if how is None and (kl is not None or own or "gram" in recipe.needs):
+    if how is None and (kl is not None or own or ("gram" in recipe.needs and not isinstance(recipe.grid, Uneven))):
         how = IntegerProgram()
     return replace(recipe, allocation=how, menu=own, bound=kl)
