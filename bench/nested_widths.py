@@ -26,11 +26,11 @@ from torch import Tensor, nn
 import bitwright
 from bitwright import recipes
 from bitwright.calibrate.stats import Gram, Known
+from bitwright.calibrate.text import text_windows
 from bitwright.coder import Band, Coder
 from bitwright.evaluation import Baseline, evaluate
 from bitwright.grids.fit import Mse
 from bitwright.grids.integer import Integer
-from bitwright.job import text_windows
 from bitwright.layout import Layout
 from bitwright.narrow import lowered
 from bitwright.recipe import Recipe

@@ -12,6 +12,7 @@ import bitwright
 from bitwright import recipes
 from bitwright.allocation.hasb import allotted, chances, solve
 from bitwright.calibrate.stats import Known
+from bitwright.calibrate.text import text_windows
 from bitwright.cli import app
 from bitwright.coder import Band, Coder
 from bitwright.errors import BadRequest
@@ -20,7 +21,7 @@ from bitwright.export.base import open_compressed
 from bitwright.grids.fit import Mse
 from bitwright.grids.integer import Integer
 from bitwright.grids.nested import Nested
-from bitwright.job import compress, text_windows
+from bitwright.job import compress
 from bitwright.layout import Layout
 from bitwright.ledger import ledger
 from bitwright.linalg import objective

@@ -19,6 +19,7 @@ from bitwright.grids.fit import Mse
 from bitwright.grids.integer import Integer
 from bitwright.layout import Layout
 from bitwright.rounding.base import Rounding
+from bitwright.rounding.bitstack import BitStack
 from bitwright.rounding.chain import Chain
 from bitwright.rounding.cvxq import Cvxq
 from bitwright.rounding.gptq import GPTQ
@@ -64,6 +65,8 @@ def test_nearest_is_rarely_beaten_by_nothing(rounding: Rounding, few_grids: Grid
     """At least 95 % are no worse than nearest; on average something is gained wherever data is used."""
     if isinstance(rounding, Cvxq) and not moves_levels(rounding, few_grids):
         pytest.skip("nothing to deal out: it is nearest")
+    if isinstance(rounding, BitStack) and few_grids.levels > 16:
+        pytest.skip("a stack does not use the grid, and nearest rounding to this one leaves next to nothing")
     ratios = []
     for W, H in problems:
         coder = fitted(W, H, few_grids)
