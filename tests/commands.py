@@ -72,6 +72,16 @@ def test_size_and_budget_are_met_from_below(run: Run, tmp_path: Path) -> None:
     refused(run("compress", "zoo:lm", "-o", tmp_path / "c", "--recipe", "ptqtp", "--budget", "3"), "fixed number of levels")
 
 
+def test_dials_that_contradict_each_other_are_refused(run: Run, tmp_path: Path) -> None:
+    asked = ("compress", "zoo:lm", "-o", tmp_path / "d", "--recipe", "gptq")
+    refused(run(*asked, "--kl", "0.05", "--budget", "3"), "takes the place")
+    refused(run(*asked, "--allocation", "greedy"), "nothing to spend", "--budget")
+    refused(run(*asked, "--budget", "3", "--allocation", "magic"), "choose one of")
+    refused(run(*asked, "--budget", "0.7"), "reaches from", "bits")
+    refused(run(*asked, "--kl", "0.05", "--samples", "8"), "--samples 32")
+    assert not (tmp_path / "d").exists()
+
+
 def test_interrupted_work_is_kept(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bitwright.road import Road
 
