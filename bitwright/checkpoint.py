@@ -195,6 +195,15 @@ def fill(module: nn.Module, source: Checkpoint, name: str, device: torch.device 
         parameter.requires_grad_(False)
 
 
+def whole(source: Checkpoint) -> nn.Module:
+    """The model with all its weights, fp32."""
+    model = skeleton(source.config)
+    wanted = {n for n, _ in model.named_parameters()}
+    model.load_state_dict({n: source.tensor(n).float() for n in source.shapes if n in wanted}, strict=False, assign=True)
+    model.tie_weights()  # type: ignore[operator]
+    return model.requires_grad_(False)
+
+
 def size_in_bytes(text: str) -> int:
     """`12MB`, `3.5GiB`, `900kB` or plain bytes. Raises BadRequest otherwise."""
     units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}

@@ -49,6 +49,7 @@ PARTS: dict[str, dict[str, str]] = {
     "rounding": {
         "nearest": "bitwright.rounding.nearest:Nearest",
         "gptq": "bitwright.rounding.gptq:GPTQ",
+        "layerwise": "bitwright.rounding.layerwise:Layerwise",
         "quantease": "bitwright.rounding.quantease:QuantEase",
         "quantease-outlier": "bitwright.rounding.quantease_outlier:QuantEaseOutlier",
         "chain": "bitwright.rounding.chain:Chain",
@@ -58,6 +59,22 @@ PARTS: dict[str, dict[str, str]] = {
         "cvxq": "bitwright.rounding.cvxq:Cvxq",
         "mixed-columns": "bitwright.rounding.mixed_columns:MixedColumns",
         "double-rounding": "bitwright.rounding.double_rounding:DoubleRounding",
+    },
+    "joint": {
+        "adaround": "bitwright.rounding.adaround:AdaRound",
+        "discquant": "bitwright.rounding.discquant:DiscQuant",
+        "flexround": "bitwright.rounding.flexround:FlexRound",
+        "lrq": "bitwright.rounding.lrq:Lrq",
+        "pv-tuning": "bitwright.rounding.pv_tuning:PvTuning",
+        "straight-through": "bitwright.rounding.straight_through:StraightThrough",
+        "vq4dit": "bitwright.rounding.vq4dit:Vq4Dit",
+    },
+    "scopes": {
+        "block": "bitwright.training.scopes:Block",
+        "model": "bitwright.training.scopes:Model",
+    },
+    "loops": {
+        "training": "bitwright.training.loop:Training",
     },
     "corrections": {
         "lorc": "bitwright.corrections.lorc:Lorc",

@@ -78,7 +78,7 @@ class Solved:
 def key(name: str, planned: Planned, needs: Sequence[str], top: Params | None) -> str:
     """What a result depends on, beyond the model and the data that the store is of."""
     recipe: Any = planned.recipe
-    parts = [index.to_dict(part) for part in (recipe.grid, recipe.layout, recipe.rounding, recipe.corrections)]
+    parts = [index.to_dict(part) for part in (recipe.grid, recipe.layout, recipe.alone, recipe.corrections)]
     tops: Mapping[str, Any] = {leaf: t.float().flatten().tolist() for leaf, t in (top or {}).items()}
     told = json.dumps([name, parts, list(planned.metas), sorted(needs), tops, bitwright.__version__], default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:32]
@@ -91,7 +91,7 @@ def compress_matrix(W: Float[Tensor, "out inp"], planned: Planned, known: Known,
     rest = W - decode(out) if out else W
     H = known.values.get("gram")
     coder = Coder.fit(rest, planned.bands, None if H is None else H.diagonal().clamp_min(0), top)
-    terms = recipe.rounding(rest, coder, known)
+    terms = recipe.alone(rest, coder, known)
     plain = (*Nearest()(rest, coder, known), *out)
     error = rest - decode(terms)
     after = tuple(t for c in recipe.corrections if not c.before for t in c(error, known))

@@ -139,7 +139,7 @@ def plan_site(name: str, site: Site, recipe: Recipe | None, strict: bool, form: 
     band = Band(recipe.grid, layout)
     if why := band.legal(shape):
         raise BadRequest(f"{name} cannot take this recipe: {why}; choose another group or grid.")
-    found = recipe.rounding.metas(shape, (band,))
+    found = recipe.alone.metas(shape, (band,))
     if note:
         even = stored_bits(metas(shape, (band,))) - shape[0] * shape[1] * stored_rate(recipe)
         note += f", {even / (shape[0] * shape[1]):+.2f} bits per weight"

@@ -16,7 +16,7 @@ from bitwright.errors import BadRequest
 from bitwright.grids.base import Grid
 from bitwright.grids.integer import Integer
 from bitwright.layout import Layout
-from bitwright.rounding.base import Rounding
+from bitwright.rounding.base import JointRounding, Rounding
 from bitwright.rounding.nearest import Nearest
 
 
@@ -60,7 +60,7 @@ class Recipe:
 
     grid: Grid = Integer()
     layout: Layout = Layout(1, 128)
-    rounding: Rounding = Nearest()
+    rounding: Rounding | JointRounding = Nearest()
     transforms: tuple[Any, ...] = ()
     corrections: tuple[Correction, ...] = ()
     allocation: Allocation | None = None
@@ -82,13 +82,23 @@ class Recipe:
         return None if rule.ignore else replace(self, **{k: v for k, v in parts.items() if v is not None})
 
     @property
+    def alone(self) -> Rounding:
+        """The rounding of single matrices: all of it, or what a joint one begins with."""
+        return self.rounding.start if isinstance(self.rounding, JointRounding) else self.rounding
+
+    @property
+    def joint(self) -> JointRounding | None:
+        return self.rounding if isinstance(self.rounding, JointRounding) else None
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """Statistics that any part of it reads; empty: it works without data."""
         recipes = [self, *(r for rule in (*self.rules, *self.menu) if (r := self.under(rule)))]
         parts: list[Any] = [
             part for r in recipes for part in (r.rounding, r.grid, *r.corrections, r.activations) if part is not None
         ]
-        return tuple(sorted({need for part in parts for need in part.needs}))
+        walked = {"gram"} if self.joint else set()  # it needs data in any case, and what they say of single matrices is reported
+        return tuple(sorted({need for part in parts for need in part.needs} | walked))
 
     def with_levels(self, levels: int) -> "Recipe":
         """The same recipe on a grid of another size. Raises BadRequest where the grid's size is fixed."""

@@ -20,16 +20,19 @@ from bitwright.calibrate.gradients import GRADIENTS
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.store import HEAD, Store
 from bitwright.calibrate.stream import Rows, discover, embed, walk, walk_twice
-from bitwright.checkpoint import Checkpoint, fill, skeleton
+from bitwright.checkpoint import Checkpoint, fill, skeleton, whole
 from bitwright.export.native import flatten
 from bitwright.export.resumable import Directory
 from bitwright.grids.base import Params
 from bitwright.grids.fit import AbsMax
+from bitwright.joint import after_training, of_block, of_model, train_block, train_model, trainable
 from bitwright.matrix import Solved, key, lost_by_prefixes
-from bitwright.plan import Plan
+from bitwright.plan import Plan, inside
 from bitwright.progress import Progress
 from bitwright.report import Row
+from bitwright.rounding.base import JointRounding
 from bitwright.sites import Site, sites
+from bitwright.terms import base
 from bitwright.terms.base import Json, Terms, decode
 
 
@@ -70,10 +73,32 @@ class Road:
                 fill(site.module, self.source, name, self.device)
                 coded[name] = self.solve(site, self.after_blocks(model, stream), None)
         self.emit(len(blocks), coded, {n for n in self.plan.kept if not self.inside(n)})
+        if (joint := of_model(self.plan)) is not None and self.data is not None:
+            self.together(joint, self.data)
+
+    def together(self, joint: JointRounding, data: Windows) -> None:
+        """All matrices of the blocks once more, as one problem; needs the whole model in memory. Shards are written again."""
+        model = whole(self.source).to(self.device)
+        here = {n: s for n, s in inside(model, self.plan.wiring).items() if n in self.plan.sites}
+        stored = [self.tensors] if self.directory is None else [self.directory.read(i) for i in range(self.directory.number)]
+        leaves = {n: t.to(self.device) for part in stored for n, t in part.items() if ".terms." in n}
+        terms = {n: load_terms(n, self.metas[n], leaves) for n in here}
+        batches = [{"input_ids": ids.to(self.device), "use_cache": False} for ids in data.ids.split(self.batch)]
+        self.progress("training the whole model", 0, 1)
+        found, notes = train_model(joint, self.plan, model, here, batches, terms)
+        for row in [r for r in self.rows if r.name in trainable(self.plan, list(here))]:
+            ours = found[row.name]
+            self.note(after_training(row, here[row.name].matrix(), ours, Known(), notes), [t.meta() for t in ours])
+        changed = {n: t.cpu() for n, t in flatten(found, {}).items()}
+        for i, part in enumerate(stored):
+            part |= {n: t for n, t in changed.items() if n in part}
+            if self.directory:
+                self.directory.shard(i, part)
+        self.progress("training the whole model", 1, 1)
 
     def start(self, model: Any, blocks: nn.ModuleList, done: int) -> list[Rows]:
         """The rows before block `done`: embedded, or as an interrupted run left them. None where no data is walked."""
-        if not self.plan.recipe.needs or self.data is None or self.store is not None:
+        if not self.plan.recipe.needs or self.data is None or (self.store is not None and of_block(self.plan) is None):
             return []
         stream = embed(model.base_model, blocks, self.data.ids, self.batch, self.double)
         if done and self.directory:
@@ -86,8 +111,8 @@ class Road:
 
     @property
     def double(self) -> bool:
-        """Whether a statistic compares with the float teacher, which then walks along."""
-        return "cross" in self.plan.recipe.needs
+        """Whether something compares with the float teacher, which then walks along."""
+        return "cross" in self.plan.recipe.needs or of_block(self.plan) is not None
 
     @property
     def stacked(self) -> bool:
@@ -102,13 +127,22 @@ class Road:
         fill(block, self.source, prefix[:-1], self.device)
         here = {n: s for n, s in sites(block, prefix).items() if n in self.plan.sites}
         terms, scales, tops = {}, {}, fused_tops(self.plan, here, prefix)
+        joint, of = of_block(self.plan) if stream else None, {}
+        before = [replace(r) for r in stream] if joint else []
+        weights = {name: site.matrix().clone() for name, site in here.items()} if joint else {}
         for readers, known in self.visits(block, here, stream, i) if here else ():
             for name in readers:
-                terms[name] = self.solve(here[name], known, i, tops.get(name))
+                terms[name], of[name] = self.solve(here[name], known, i, tops.get(name)), known
                 if (inputs := self.plan.sites[name].inputs) is not None and inputs.needs:
                     scales[name] = inputs.calibrate(known["range"])
                 if stream:  # what comes next is calibrated on what was stored
                     here[name].put(decode(terms[name]))
+        if joint is not None:
+            self.progress("training", i, self.plan.blocks)
+            terms, notes = train_block(joint, self.plan, block, here, before, stream, i, weights, terms, of, scales)
+            for name in trainable(self.plan, list(terms)):
+                row = after_training(next(r for r in self.rows if r.name == name), weights[name], terms[name], of[name], notes)
+                self.note(row, [t.meta() for t in terms[name]])
         self.emit(i, terms, {n for n in self.plan.kept if n.startswith(prefix)}, scales)
         if self.directory:
             self.directory.checkpoint(
@@ -146,7 +180,11 @@ class Road:
         planned, begun = self.plan.sites[site.name], time.perf_counter()
         if self.store is not None:
             known = self.store.with_own(site.name, known, self.plan.recipe.needs)
-        kept = Solved.read(self.store.codes(key(site.name, planned, self.plan.recipe.needs, top))) if self.store else None
+        kept = (
+            Solved.read(self.store.codes(key(site.name, planned, self.plan.recipe.needs, top)))
+            if self.store and not self.double
+            else None
+        )
         found = kept or Solved.of(site.matrix(), planned, known, top)
         prefixes = lost_by_prefixes(site.matrix(), found.terms, known.values.get("gram")) if self.stacked else []
         seconds, H = time.perf_counter() - begun, known.values.get("gram")
@@ -195,3 +233,10 @@ def hidden(stream: Sequence[Rows]) -> dict[str, Tensor]:
     """The rows of the stream as named tensors, to be kept for a resumed run."""
     lanes = {f"{k}.hidden": r.hidden for k, r in enumerate(stream)}
     return lanes | {f"{k}.teacher": r.teacher for k, r in enumerate(stream) if r.teacher is not None}
+
+
+def load_terms(site: str, metas: Sequence[Mapping[str, Json]], tensors: Mapping[str, Tensor]) -> Terms:
+    """The terms of a matrix from what was stored of it."""
+    return tuple(
+        base.load(meta, {leaf: tensors[f"{site}.terms.{i}.{leaf}"] for leaf in base.spec(meta)}) for i, meta in enumerate(metas)
+    )

@@ -44,7 +44,11 @@ class Site:
 
     def put(self, W: Float[Tensor, "out inp"]) -> None:
         """Overwrite the weight in place: the rows of the stream that pass from now on see this one."""
-        self.weight.data.copy_(W.T if self.turned else W)
+        self.weight.data.copy_(self.shaped(W))
+
+    def shaped(self, W: Float[Tensor, "out inp"]) -> Tensor:
+        """The matrix as the module's own weight, differentiable."""
+        return W.T if self.turned else W
 
     def tokens(self, x: Float[Tensor, "... inp"]) -> Float[Tensor, "tokens inp"]:
         return x.reshape(-1, x.shape[-1])

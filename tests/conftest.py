@@ -129,7 +129,9 @@ def roundings() -> dict[str, list[Any]]:
     stack = index.resolve("rounding", "bitstack")
     baq = index.resolve("rounding", "baq")
     mixed, fine = index.resolve("rounding", "mixed-columns"), index.resolve("grids", "integer")(256)
+    layerwise = index.resolve("rounding", "layerwise")
     return {
+        "layerwise": [layerwise(joint) for joint in joints(fixed=True)],
         "bitstack": [stack(12, 2), stack(12), stack(3, 2, first=gptq())],
         "gptq": [gptq(order, groups) for order, groups in product(("descending", "natural", "group-aware"), ("static", "dynamic"))]
         + [gptq(block=8), gptq.llm_compressor(), gptq.gptqmodel()],
@@ -143,6 +145,17 @@ def roundings() -> dict[str, list[Any]]:
         ],
         "chain": [chain((gptq(), ease(iters=3))), chain((nearest(), ease(iters=2), gptq("natural"))), chain((nearest(),))],
     }
+
+
+def joints(fixed: bool, steps: int = 12) -> list[Any]:
+    """Every joint rounding for a few steps, started from its own; `fixed`: the grids' parameters stay."""
+    still = {"ranges": False, "range_rate": 0.0, "book_rate": 0.0} if fixed else {}
+    found = []
+    for kind in parts("joint").values():
+        made = kind()
+        own = {name: value for name, value in still.items() if hasattr(made, name)}
+        found.append(dataclasses.replace(made, training=dataclasses.replace(made.training, steps=steps), **own))
+    return found
 
 
 def corrections() -> dict[str, list[Any]]:

@@ -14,7 +14,7 @@ same taps, for statistics that compare the two.
 """
 
 import copy
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,7 +113,7 @@ def discover(block: nn.Module, sites: Mapping[str, Site], rows: Rows, number: in
     return [Tap(tuple(dict.fromkeys(readers))) for _, readers in seen]
 
 
-def run(block: nn.Module, hidden: Tensor, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
+def run(block: Callable[..., Any], hidden: Tensor, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
     out = block(hidden, *call[0], **call[1])
     return out[0] if isinstance(out, tuple) else out
 

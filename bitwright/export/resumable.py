@@ -77,6 +77,10 @@ class Directory:
             partial.replace(work / "state.json")
         (work / f"{done - 1}.safetensors").unlink(missing_ok=True)
 
+    def read(self, i: int) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = load_file(self.out / self.shard_name(i))
+        return found
+
     def hidden(self, done: int) -> dict[str, Tensor]:
         found: dict[str, Tensor] = load_file(self.out / WORK / f"{done}.safetensors")
         return found

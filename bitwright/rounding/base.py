@@ -1,4 +1,4 @@
-"""The protocol of a rounding: a matrix, a coder and what is known of the inputs go in, terms come out.
+"""The protocols of roundings. Of one matrix: a matrix, a coder and what is known of the inputs go in, terms come out.
 
 Roundings return terms, not values: what is stored is what is judged. `start` is a warm start; a rounding that cannot use one
 ignores it. Rows are independent in every objective of this room, so matrices that share an input may be stacked.
@@ -13,6 +13,8 @@ from torch import Tensor
 from bitwright.calibrate.stats import Known
 from bitwright.coder import Band, Coder
 from bitwright.terms.base import Json, Terms
+from bitwright.training.problem import Problem
+from bitwright.training.scopes import Scope
 
 
 @runtime_checkable
@@ -27,3 +29,22 @@ class Rounding(Protocol):
 
     def metas(self, shape: tuple[int, int], bands: Sequence[Band]) -> tuple[Mapping[str, Json], ...]:
         """What its terms will be on a matrix of this shape: the dry run's ledger, and the price an allocation pays."""
+
+
+@runtime_checkable
+class JointRounding(Protocol):
+    """Scope: several matrices and a function of all of them. It begins where `start` ends, one matrix at a time."""
+
+    @property
+    def scope(self) -> Scope:
+        """What the function is: a block's outputs, the model's logits."""
+
+    @property
+    def start(self) -> Rounding: ...
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Statistics by name, those of the start included."""
+
+    def solve(self, problem: Problem) -> Mapping[str, Terms]:
+        """Terms for every subject, of the same kinds and sizes as those it started from."""

@@ -1,0 +1,96 @@
+"""Joint: where the road and a joint rounding meet. A block, or the whole model, becomes a problem; its terms come back, and what is
+reported of every matrix is what they do.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.calibrate.stats import Known
+from bitwright.calibrate.stream import Rows, run
+from bitwright.errors import BadRequest
+from bitwright.grids.base import Params
+from bitwright.matrix import lost
+from bitwright.plan import Plan
+from bitwright.report import Row
+from bitwright.rounding.base import JointRounding
+from bitwright.sites import Site
+from bitwright.terms.base import Terms, decode
+from bitwright.training.problem import Problem, Subject
+from bitwright.training.scopes import Block, Model
+
+
+def of_block(plan: Plan) -> JointRounding | None:
+    joint = plan.recipe.joint
+    return joint if joint is not None and isinstance(joint.scope, Block) else None
+
+
+def of_model(plan: Plan) -> JointRounding | None:
+    joint = plan.recipe.joint
+    return joint if joint is not None and isinstance(joint.scope, Model) else None
+
+
+def trainable(plan: Plan, names: Sequence[str]) -> list[str]:
+    """Matrices whose own recipe is the joint one: a rule may give others a rounding of their own."""
+    return [name for name in names if plan.sites[name].recipe.joint is not None]
+
+
+def train_block(
+    joint: JointRounding,
+    plan: Plan,
+    block: nn.Module,
+    here: Mapping[str, Site],
+    before: Sequence[Rows],
+    stream: Sequence[Rows],
+    number: int,
+    weights: Mapping[str, Tensor],
+    terms: Mapping[str, Terms],
+    known: Mapping[str, Known],
+    scales: Mapping[str, Params],
+) -> tuple[dict[str, Terms], list[str]]:
+    """The terms of a block after training, and what is to be said of it. The rows in `stream` are pushed through it afresh.
+
+    `before`: the rows as they entered; `weights`: the float matrices; `terms`: what the start stored."""
+    names = trainable(plan, list(terms))
+    if not names:
+        return dict(terms), []
+    subjects = {name: Subject(weights[name], terms[name], known[name]) for name in names}
+    after = [r.teacher for r in stream if r.teacher is not None]
+    online = {name: (part, scales.get(name, {})) for name in names if (part := plan.sites[name].inputs) is not None}
+    scope: Any = joint.scope
+    problem: Problem = scope.problem(block, {n: here[n] for n in names}, before, after, number, subjects, online)
+    found = {**terms, **joint.solve(problem)}
+    for name in names:
+        here[name].put(decode(found[name]))
+    with torch.no_grad():
+        for r, entered in zip(stream, before):
+            r.hidden = run(block, entered.hidden, entered.calls[number])
+    return found, problem.notes
+
+
+def train_model(
+    joint: JointRounding,
+    plan: Plan,
+    model: nn.Module,
+    sites: Mapping[str, Site],
+    batches: Sequence[Mapping[str, Tensor]],
+    terms: Mapping[str, Terms],
+) -> tuple[dict[str, Terms], list[str]]:
+    """The terms of all matrices after training. `model` holds the float weights."""
+    names = trainable(plan, list(terms))
+    if not names:
+        raise BadRequest("The rules leave nothing to a rounding of the whole model; let it have some layers.")
+    subjects = {name: Subject(sites[name].matrix().clone(), terms[name], Known()) for name in names}
+    scope: Any = joint.scope
+    problem: Problem = scope.problem(model, {n: sites[n] for n in names}, batches, subjects)
+    return {**terms, **joint.solve(problem)}, problem.notes
+
+
+def after_training(row: Row, W: Tensor, terms: Terms, known: Known, notes: Sequence[str]) -> Row:
+    """The line of the report of a matrix whose terms have changed."""
+    H = known.values.get("gram")
+    error, energy = float(lost(W - decode(terms), H).sum()), float(lost(W, H).sum()) or 1.0
+    return replace(row, error=error / energy, terms=tuple(t.meta()["kind"] for t in terms), notes=(*row.notes, *notes))

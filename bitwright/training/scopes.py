@@ -1,0 +1,152 @@
+"""Scopes: what the loss of a joint rounding is a function of, and the problem made of it.
+
+    block    the squared error of one block's outputs, per token. Inputs: the rows as they come out of the compressed blocks before
+             ("compressed"), out of the float ones ("float"), or a number of each with equal chance ("mixed": QDrop, 2203.05740).
+             Targets: the float block on the float rows ("float"), so that it also mends what came before, or on its own inputs
+             ("same"). `online`: the inputs of the matrices are quantized meanwhile, as the recipe does it at run time.
+    model    KL(float || compressed) of the logits, per token. Holds the whole model in fp32.
+
+The last `held` share of the batches is for judging. Scope "one matrix" is rounding/layerwise.py. Cards: flexround, lrq, pv-tuning.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bitwright.activations.base import Activation
+from bitwright.calibrate.stream import Rows, prefix_of, run
+from bitwright.errors import BadRequest
+from bitwright.grids.base import Params
+from bitwright.sites import Site
+from bitwright.training.problem import Problem, Subject, Weights
+
+Online = Mapping[str, tuple[Activation, Params]]
+
+
+@runtime_checkable
+class Scope(Protocol):
+    @property
+    def held(self) -> float:
+        """Share of the batches that is never trained on."""
+
+
+@dataclass(frozen=True)
+class Block:
+    inputs: Literal["compressed", "float", "mixed"] = "compressed"
+    targets: Literal["float", "same"] = "float"
+    loss: Literal["squared", "cosine"] = "squared"
+    online: bool = False
+    held: float = 0.125
+
+    def problem(
+        self,
+        block: nn.Module,
+        sites: Mapping[str, Site],
+        before: Sequence[Rows],
+        after: Sequence[Tensor],
+        number: int,
+        subjects: Mapping[str, Subject],
+        online: Online,
+    ) -> Problem:
+        """`before`: the rows of both lanes as they enter the block; `after`: what the float block makes of the float rows."""
+        names, dice = named(block, sites), torch.Generator().manual_seed(0)
+        calls = [r.calls[number] for r in before]
+        float_weights = {name: s.W for name, s in subjects.items()}
+        quantizers = online if self.online else {}
+
+        def out(weights: Weights, x: Tensor, k: int) -> Tensor:
+            return run(Replaced(block, shaped(sites, names, weights)), x, calls[k])
+
+        def entering(k: int) -> Tensor:
+            ours, theirs = before[k].hidden, before[k].teacher
+            assert theirs is not None
+            if self.inputs == "mixed":
+                return torch.where(torch.rand(ours.shape, generator=dice).to(ours.device) < 0.5, ours, theirs)
+            return ours if self.inputs == "compressed" else theirs
+
+        if self.targets == "same":
+            with torch.no_grad():
+                lane = [r.teacher if self.inputs == "float" else r.hidden for r in before]
+                after = [out(float_weights, x, k) for k, x in enumerate(lane) if x is not None]
+
+        def loss(weights: Weights, k: int) -> Tensor:
+            with quantized(sites, quantizers):
+                found = out(weights, entering(k), k)
+            if self.loss == "cosine":
+                return 1 - nn.functional.cosine_similarity(found, after[k], dim=-1).mean()
+            return (found - after[k]).square().sum(-1).mean()
+
+        return Problem(subjects, loss, *shares(len(before), self.held))
+
+
+@dataclass(frozen=True)
+class Model:
+    held: float = 0.125
+
+    def problem(
+        self, model: nn.Module, sites: Mapping[str, Site], batches: Sequence[Mapping[str, Tensor]], subjects: Mapping[str, Subject]
+    ) -> Problem:
+        """`model` holds the float weights and gives `logits`; `batches`: its keyword arguments."""
+        names = {name: f"{name}.weight" for name in sites}
+
+        def loss(weights: Weights, k: int) -> Tensor:
+            with torch.no_grad():
+                teacher = model(**batches[k]).logits.float().log_softmax(-1)
+            student = functional_call(model, shaped(sites, names, weights), kwargs=dict(batches[k])).logits.float().log_softmax(-1)
+            return (teacher.exp() * (teacher - student)).sum(-1).mean()
+
+        return Problem(subjects, loss, *shares(len(batches), self.held))
+
+
+@dataclass(frozen=True, eq=False)
+class Replaced:
+    """A module called with other weights than its own."""
+
+    module: nn.Module
+    weights: Mapping[str, Tensor]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return functional_call(self.module, dict(self.weights), args, kwargs)
+
+
+def named(block: nn.Module, sites: Mapping[str, Site]) -> dict[str, str]:
+    prefix = prefix_of(sites, block)
+    return {name: f"{name.removeprefix(prefix)}.weight" for name in sites}
+
+
+def shaped(sites: Mapping[str, Site], names: Mapping[str, str], weights: Weights) -> dict[str, Tensor]:
+    return {names[name]: sites[name].shaped(W) for name, W in weights.items()}
+
+
+def shares(count: int, held: float) -> tuple[int, int]:
+    """Batches to train on, and to judge by. Raises BadRequest where there are too few for both."""
+    judged = ceil(held * count)
+    if count - judged < 1:
+        raise BadRequest(f"A trained rounding needs two batches of calibration rows or more, not {count}; give more --samples.")
+    return count - judged, judged
+
+
+@contextmanager
+def quantized(sites: Mapping[str, Site], online: Online) -> Iterator[None]:
+    """The inputs of these matrices quantized, with the gradient straight through."""
+
+    def hook(part: Activation, stored: Params) -> Any:
+        def quantize(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            x = args[0]
+            y = part(x.detach().reshape(-1, x.shape[-1]), stored).view(x.shape)
+            return (x + (y - x.detach()), *args[1:])
+
+        return quantize
+
+    handles = [sites[name].module.register_forward_pre_hook(hook(*told)) for name, told in online.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
