@@ -127,6 +127,12 @@ RECIPES: dict[str, str] = {
     "fast-2bit": "bitwright.recipes.fast_2bit:fast_2bit",
     "ptq1-61": "bitwright.recipes.ptq1_61:ptq1_61",
     "double-rounding": "bitwright.recipes.double_rounding:double_rounding",
+    "adaround": "bitwright.recipes.adaround:adaround",
+    "flexround": "bitwright.recipes.flexround:flexround",
+    "lrq": "bitwright.recipes.lrq:lrq",
+    "adaquant": "bitwright.recipes.adaquant:adaquant",
+    "discquant": "bitwright.recipes.discquant:discquant",
+    "pv-tuning": "bitwright.recipes.pv_tuning:pv_tuning",
 }
 
 FORMATS: dict[str, str] = {  # what `export` writes and opens

@@ -5,7 +5,7 @@ card: flexround).
 
 learned by their logarithms; the start is nearest rounding, and large weights are moved most: dW^/d log S2 = -W / (S2 s3).
 Differs from the paper: any grid, any layout (s1 where groups have scales of their own); the best judged iterate is kept, where the
-released code keeps the last; the extra scale per input channel of convolutions is left out. Three more numbers per weight in memory.
+released code keeps the last; the extra scale per input channel of convolutions is left out. It holds three numbers more per weight.
 """
 
 from collections.abc import Mapping
