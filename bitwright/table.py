@@ -122,19 +122,21 @@ def scores(found: Mapping[str, Any], console: Console | None = None) -> None:
 def compare(reports: Sequence[Report], console: Console | None = None) -> None:
     """One row for each report, the smallest first, and whether any other is both as small and as near to the original."""
     out, ordered = console or Console(highlight=False), sorted(reports, key=lambda report: report.bytes)
-    best, mark = front.front(ordered), {True: "yes", False: "no", None: ""}
+    best, mark = front.front(ordered), {True: "* ", False: "", None: ""}
     cost = ("bits per\nweight", "over\nall", "size")
     found = ("KL mean, nats\n(95 %)", "KL\n99.9 %", "same\nfirst", "PPL")
-    table = grid("recipe,\nlevels", *cost, *found, "s", "on\nfront")
+    table = grid("recipe,\nlevels", *cost, *found, "s")
     table.columns[4].no_wrap = True
     for report, on in zip(ordered, best):
         size = (words.number(report.bpw_linears), words.number(report.bpw_everything), words.size(report.bytes))
-        table.add_row(Text(words.title(report.asked)), *size, *quality(report.scores), f"{report.seconds:,.0f}", mark[on])
+        loss, *others = quality(report.scores)
+        table.add_row(Text(words.title(report.asked)), *size, mark[on] + loss, *others, f"{report.seconds:,.0f}")
     out.print(table)
-    if beaten := best.count(False):
+    if True in best:
         say(
             out,
-            f"{beaten} of {len(best)} are dominated (no): another is no larger, no farther from the original, and better in one.",
+            "* on the front: no other is as small and as near to the original, and better in one of the two. "
+            f"Dominated: {best.count(False)} of {len(best)}.",
         )
 
 
