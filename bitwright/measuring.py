@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from bitwright import console, page
+from bitwright.calibrate.gradients import GRADIENTS
 from bitwright.calibrate.text import text_windows
 from bitwright.checkpoint import locate
 from bitwright.evaluation import Baseline, evaluate
@@ -51,7 +52,7 @@ def compared(
     model: str, chosen: dict[str, Recipe], also: list[Path], out: Path, data: str, samples: int, length: int, overwrite: bool
 ) -> list[Report]:
     """A report with scores for every recipe, compressed into a directory below `out`, and for every model that is there already.
-    Recipes that spend a budget share one store of statistics, so what a choice loses is measured once for all budgets."""
+    Recipes that work from stored statistics share one store, so what a choice loses is measured once for all budgets."""
     for path in also:
         open_compressed(path)  # what cannot be read is refused before the work
     text = text_windows(model, data, samples, length, "calibration") if chosen else None
@@ -60,7 +61,8 @@ def compared(
     with console.progress() as bar, tempfile.TemporaryDirectory() as folder:
         base = Baseline.of(load(locate(model)), judge, AutoTokenizer.from_pretrained(locate(model)), progress=bar)
         for name, recipe in chosen.items():
-            stats = Path(folder) if measured(recipe) else None  # others are rounded behind what is already rounded
+            from_store = measured(recipe) or set(recipe.needs) & set(GRADIENTS)  # others are rounded behind what is rounded already
+            stats = Path(folder) if from_store else None
             small, report = compress(model, recipe, text, out=out / name, stats=stats, overwrite=overwrite, progress=bar)
             report = report.with_scores(evaluate(small, base).to_json())
             report.write(out / name)
