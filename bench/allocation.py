@@ -20,10 +20,11 @@ import torch
 import bitwright
 from bitwright import recipes
 from bitwright.allocation.base import reach, step
+from bitwright.allocation.decoupled import Decoupled
 from bitwright.allocation.dynamic import DynamicProgram
 from bitwright.allocation.greedy import Greedy
 from bitwright.allocation.integer_program import IntegerProgram
-from bitwright.allocation.probes import GramError
+from bitwright.allocation.probes import Anchored, GramError
 from bitwright.allocation.water_level import WaterLevel
 from bitwright.calibrate.text import text_windows
 from bitwright.evaluation import Baseline, evaluate
@@ -34,7 +35,8 @@ from bitwright.recipe import Recipe, Rule
 MODEL, BUDGETS = "zoo:lm", (2.25, 2.5, 3.0, 3.5)
 WAYS = {
     "integer program": IntegerProgram(), "dynamic program": DynamicProgram(), "water level": WaterLevel(), "greedy": Greedy(),
-    "integer program, Gram errors": IntegerProgram(GramError()),
+    "integer program, Gram errors": IntegerProgram(GramError()), "integer program, anchored": IntegerProgram(Anchored()),
+    "decoupled": Decoupled(),
 }  # fmt: skip
 WITH_GROUPS = "the same, groups in the menu"
 GROUPED = tuple(
@@ -95,6 +97,8 @@ def main() -> None:
             rows[name] = run(replace(base, budget=budget, allocation=how))
         for name in ("baq", "cvxq"):
             rows[name] = run(replace(recipes.get(name)(), budget=budget))
+        rows["cvxq, Gram"] = run(replace(recipes.cvxq(sensitivity="gram"), budget=budget))
+        rows["baq, one pool"] = run(replace(recipes.baq(pool=True), budget=budget))
         rows["baq improved"] = run(replace(recipes.baq(improved=True), budget=budget))
         at = rows["uniform"]["bpw"]
         rows["integer program at uniform's bytes"] = run(replace(base, budget=at, allocation=IntegerProgram()))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import bitwright
 from bitwright import index
-from bitwright.allocation.base import Allocation, reach, step, total
+from bitwright.allocation.base import Allocation, Proposing, reach, step, total
 from bitwright.allocation.bound import Proposal, smallest
 from bitwright.allocation.uniform import Uniform
 from bitwright.calibrate.collect import collect
@@ -68,13 +68,31 @@ def parted(job: Job) -> tuple[Job, Windows]:
 def spent(job: Job, store: Store, held: Windows | None, batch: int, device: torch.device, progress: Progress) -> Job:
     """The job by a recipe in which every unit has its choice."""
     allocation: Any = job.recipe.allocation
+    if isinstance(allocation, Proposing) and job.recipe.budget is None:
+        raise BadRequest("This allocation proposes models for a budget; give --budget or --size, or --kl with another allocation.")
     menu = Menu.of(job.source, job.recipe, job.plan.wiring, job.form, job.strict)
     budget = None if job.recipe.budget is None else menu.budget(job.recipe)  # refused before anything is measured
     windows = held or (job.data.take(ROWS) if job.data is not None else None)
     found = RoundedCandidates(job.source, job.plan.wiring, menu, job.recipe.needs, store, windows, device, progress)
-    loss = losses(job, allocation, found, batch)
-    choice = under(found, allocation, loss, job.recipe.bound) if budget is None else allocation(loss, menu.price, budget)
+    if budget is not None and isinstance(allocation, Proposing):
+        loss, choice = proposed(job, allocation, found, budget, batch)
+    else:
+        loss = losses(job, allocation, found, batch)
+        choice = under(found, allocation, loss, job.recipe.bound) if budget is None else allocation(loss, menu.price, budget)
     return job.following(menu.spent(job.recipe, choice), told(job, allocation, menu, loss, choice))
+
+
+def proposed(
+    job: Job, allocation: Any, found: RoundedCandidates, budget: int, batch: int
+) -> tuple[Float[Tensor, "u c"], Ints[Tensor, "u"]]:
+    """The mean of the tables of both domains, and of what the allocation proposes the model with the least KL on all windows."""
+    tables = torch.stack([losses(job, allocation, part, batch) for part in found.domains()])
+    names = [unit[0] for unit in found.menu.units]
+    proposals, measured = allocation.proposals(tables, found.menu.price, budget, names), []
+    for i, choice in enumerate(proposals):
+        found.progress("measuring splits of the budget", i, len(proposals))
+        measured.append(found.divergence(dict(enumerate(choice.tolist()))))
+    return tables.mean(0), proposals[measured.index(min(measured))]
 
 
 def under(found: RoundedCandidates, allocation: Allocation, loss: Float[Tensor, "u c"], bound: float | None) -> Ints[Tensor, "u"]:
@@ -99,7 +117,8 @@ def losses(job: Job, allocation: Allocation, found: RoundedCandidates, batch: in
     name = [
         index.to_dict(part) for part in (probe, found.menu.choices, replace(job.recipe, allocation=None, budget=None, bound=None))
     ]
-    mark = hashlib.sha256(json.dumps([name, found.menu.units, bitwright.__version__]).encode()).hexdigest()[:32]
+    read = found.windows and found.windows.sha256
+    mark = hashlib.sha256(json.dumps([name, found.menu.units, read, bitwright.__version__]).encode()).hexdigest()[:32]
     path = found.store.folder / "losses" / f"{mark}.json"
     if path.is_file():
         return torch.tensor(json.loads(path.read_text()), dtype=torch.float64)

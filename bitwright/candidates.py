@@ -7,7 +7,7 @@ in the statistics store, so that another budget, another solver or the run itsel
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,13 @@ class RoundedCandidates:
 
     def gradients(self, unit: int) -> list[Float[Tensor, "out"]]:
         return [self.store.site(name)[OUTPUT] for name in self.menu.units[unit]]
+
+    def domains(self) -> "list[RoundedCandidates]":
+        """The same candidates, once for each domain of the windows. Raises BadRequest where there are not two."""
+        if self.windows is None or len(there := self.windows.domain.unique().tolist()) != 2:
+            count = 0 if self.windows is None else len(there)
+            raise BadRequest(f"This allocation scores two domains of the text and finds {count}; give --data stdlib, or two files.")
+        return [replace(self, windows=of_domain(self.windows, d), trial=None) for d in there]
 
     def divergence(self, chosen: Mapping[int, int]) -> float:
         return float(self.windows_kl(chosen).mean())
@@ -121,3 +128,9 @@ class RoundedCandidates:
     def missing(self, name: str) -> list[Planned]:
         plans = [p for p in self.menu.planned[name] if p is not None]
         return [p for p in plans if not self.store.codes(key(name, p, self.needs, None)).is_file()]
+
+
+def of_domain(text: Windows, domain: int) -> Windows:
+    mine = text.domain == domain
+    titles = tuple(title for title, m in zip(text.titles, mine.tolist()) if m)
+    return replace(text, ids=text.ids[mine], domain=text.domain[mine], titles=titles, bytes=text.bytes[mine])

@@ -48,6 +48,36 @@ def choose(
     return replace(found, rules=rules + found.rules, head=head or found.head, budget=budget or found.budget)
 
 
+def rivals(
+    model: str, names: str, bits: str | None, budgets: str | None, allocation: str | None, group: int | None
+) -> dict[str, Recipe]:
+    """The recipes that a comparison makes, by the name of their directory: each at every width, then under every budget."""
+    if allocation and not budgets:
+        raise BadRequest("There is nothing to spend; give --budgets as well.")
+    widths, spent = [int(b) for b in listed("bits", bits or ("" if budgets else "2,3,4"))], listed("budgets", budgets or "")
+    chosen = {}
+    for name in filter(None, names.split(",")):  # a preset has a width and a group of its own
+        free = "bits" in inspect.signature(recipes.get(name)).parameters
+        for width in widths if free else [None]:
+            label, size = (f"{name}-{width}", group) if free else (name, None)
+            chosen[label] = choose(model, name, width, size, [], [], False, None)
+        for budget in spent if free else []:
+            found = choose(model, name, None, group, [], [], False, budget)
+            chosen[f"{name}-budget-{budget:g}"] = spending(found, allocation, None, None)
+    return chosen
+
+
+def listed(option: str, text: str) -> list[float]:
+    """Positive numbers between commas. Raises BadRequest where one is none."""
+    found = [number(part) for part in text.split(",") if part]
+    for value in found:
+        if isinstance(value, str) or not 0 < value < 99 or (option == "bits" and value != int(value)):
+            raise BadRequest(
+                f"{value!r} is none of the {option} that can be asked for; give numbers between commas, such as 2,3,4."
+            )
+    return [float(value) for value in found]
+
+
 def number(text: str) -> int | float | str:
     for kind in (int, float):
         try:

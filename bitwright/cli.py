@@ -150,7 +150,9 @@ def compare(
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="Directory for the small models and the table.")],
     recipes: Annotated[str, typer.Option(help="Names, separated by commas; empty: none.")] = "rtn,gptq,best",
-    bits: Annotated[str, typer.Option(help="Bits per code, separated by commas.")] = "2,3,4",
+    bits: Annotated[str | None, typer.Option(help="Bits per code, separated by commas; 2,3,4 where there are no budgets.")] = None,
+    budgets: Annotated[str | None, typer.Option(help="Stored bits per weight that are spent, such as 2,2.25,2.5,3.")] = None,
+    allocation: Annotated[str | None, typer.Option(help="How budgets are spent: see `bitwright list allocation`.")] = None,
     group: Annotated[int | None, typer.Option(help="Weights that share a scale; 0: the whole row.")] = 64,
     also: Annotated[list[Path] | None, typer.Option("--with", help="A compressed model made from MODEL by any tool.")] = None,
     data: Data = "stdlib",
@@ -158,22 +160,12 @@ def compare(
     length: Length = 512,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
 ) -> None:
-    """Several recipes on one model, and models that are there already: one table, by stored bits."""
-    from inspect import signature
-
+    """Several recipes on one model, and models that are there already: one table and one page, by stored bits."""
     from bitwright import table
-    from bitwright.choosing import choose
+    from bitwright.choosing import rivals
     from bitwright.measuring import compared
-    from bitwright.recipes import get
 
-    widths = [int(b) for b in bits.split(",")]
-    named = [r for r in recipes.split(",") if r]
-    chosen = {}
-    for name in named:  # a preset has a width and a group of its own
-        free = "bits" in signature(get(name)).parameters
-        for width in widths if free else [None]:
-            label, size = (f"{name}-{width}", group) if free else (name, None)
-            chosen[label] = choose(model, name, width, size, [], [], False, None)
+    chosen = rivals(model, recipes, bits, budgets, allocation, group)
     reports = compared(model, chosen, also or [], out, data, samples, length, overwrite)
     table.compare(reports, console.out)
     (out / "compare.json").write_text(json.dumps([r.to_dict() for r in reports], indent=1))

@@ -91,6 +91,7 @@ PARTS: dict[str, dict[str, str]] = {
         "water-level": "bitwright.allocation.water_level:WaterLevel",
         "integer-program": "bitwright.allocation.integer_program:IntegerProgram",
         "dynamic-program": "bitwright.allocation.dynamic:DynamicProgram",
+        "decoupled": "bitwright.allocation.decoupled:Decoupled",
     },
     "probes": {
         "gram-error": "bitwright.allocation.probes:GramError",

@@ -183,7 +183,7 @@ class Job:
 
     def work(self, road: Road, state: Mapping[str, Any]) -> None:
         """The road with batches that the device's memory holds: halved where it does not, from the last finished block on."""
-        needs = self.plan.recipe.needs
+        needs = tuple(n for n in self.plan.recipe.needs if n not in GRADIENTS)  # those were measured before the run
         while True:
             try:
                 if road.store and self.data and not road.store.full(self.plan.blocks, needs):

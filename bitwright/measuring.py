@@ -1,5 +1,6 @@
 """What the commands measure: a model's behaviour, alone or beside the one it was made from, and its speed."""
 
+import tempfile
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from bitwright import console, page
+from bitwright.calibrate.gradients import GRADIENTS
 from bitwright.calibrate.text import text_windows
 from bitwright.checkpoint import locate
 from bitwright.evaluation import Baseline, evaluate
@@ -15,7 +17,9 @@ from bitwright.evaluation.speed import speeds
 from bitwright.export.base import open_compressed
 from bitwright.job import choose_device, compress
 from bitwright.loading import load
+from bitwright.menus import measured
 from bitwright.narrow import open_as
+from bitwright.page import front
 from bitwright.recipe import Recipe
 from bitwright.report import Report, Row
 
@@ -47,16 +51,19 @@ def measure_speed(model: str, against: str | None, device: str) -> dict[str, dic
 def compared(
     model: str, chosen: dict[str, Recipe], also: list[Path], out: Path, data: str, samples: int, length: int, overwrite: bool
 ) -> list[Report]:
-    """A report with scores for every recipe, compressed into a directory below `out`, and for every model that is there already."""
+    """A report with scores for every recipe, compressed into a directory below `out`, and for every model that is there already.
+    Recipes that work from stored statistics share one store, so what a choice loses is measured once for all budgets."""
     for path in also:
         open_compressed(path)  # what cannot be read is refused before the work
     text = text_windows(model, data, samples, length, "calibration") if chosen else None
     judge = text_windows(model, data, WINDOWS, length, "evaluation")
     reports = []
-    with console.progress() as bar:
+    with console.progress() as bar, tempfile.TemporaryDirectory() as folder:
         base = Baseline.of(load(locate(model)), judge, AutoTokenizer.from_pretrained(locate(model)), progress=bar)
         for name, recipe in chosen.items():
-            small, report = compress(model, recipe, text, out=out / name, overwrite=overwrite, progress=bar)
+            from_store = measured(recipe) or set(recipe.needs) & set(GRADIENTS)  # others are rounded behind what is rounded already
+            stats = Path(folder) if from_store else None
+            small, report = compress(model, recipe, text, out=out / name, stats=stats, overwrite=overwrite, progress=bar)
             report = report.with_scores(evaluate(small, base).to_json())
             report.write(out / name)
             (out / name / "report.html").write_text(page.render(report))
@@ -64,6 +71,7 @@ def compared(
         for path in also:
             reports.append(as_it_lies(path).with_scores(evaluate(load(locate(str(path))), base).to_json()))
     out.mkdir(parents=True, exist_ok=True)
+    front.write(reports, out)
     return reports
 
 

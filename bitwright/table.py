@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bitwright.page import summary, words
+from bitwright.page import front, summary, words
 from bitwright.report import Report
 
 if TYPE_CHECKING:
@@ -120,15 +120,24 @@ def scores(found: Mapping[str, Any], console: Console | None = None) -> None:
 
 
 def compare(reports: Sequence[Report], console: Console | None = None) -> None:
-    """One row for each report, the smallest first."""
+    """One row for each report, the smallest first, and whether any other is both as small and as near to the original."""
+    out, ordered = console or Console(highlight=False), sorted(reports, key=lambda report: report.bytes)
+    best, mark = front.front(ordered), {True: "* ", False: "", None: ""}
     cost = ("bits per\nweight", "over\nall", "size")
     found = ("KL mean, nats\n(95 %)", "KL\n99.9 %", "same\nfirst", "PPL")
     table = grid("recipe,\nlevels", *cost, *found, "s")
     table.columns[4].no_wrap = True
-    for report in sorted(reports, key=lambda report: report.bytes):
+    for report, on in zip(ordered, best):
         size = (words.number(report.bpw_linears), words.number(report.bpw_everything), words.size(report.bytes))
-        table.add_row(Text(words.title(report.asked)), *size, *quality(report.scores), f"{report.seconds:,.0f}")
-    (console or Console(highlight=False)).print(table)
+        loss, *others = quality(report.scores)
+        table.add_row(Text(words.title(report.asked)), *size, mark[on] + loss, *others, f"{report.seconds:,.0f}")
+    out.print(table)
+    if True in best:
+        say(
+            out,
+            "* on the front: no other is as small and as near to the original, and better in one of the two. "
+            f"Dominated: {best.count(False)} of {len(best)}.",
+        )
 
 
 def ledger(entries: Sequence["Entry"], console: Console | None = None) -> None:

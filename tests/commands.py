@@ -149,6 +149,27 @@ def test_models_of_other_tools_are_inspected_converted_and_compared(
     assert one["scores"]["divergence"]["kl"] == other["scores"]["divergence"]["kl"]
 
 
+def test_budgets_are_compared_from_one_scoring(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitwright.allocation import probes
+
+    asked = ("compare", "zoo:lm", "--recipes", "rtn", "--group", 64, "-o", tmp_path / "c")
+    refused(run(*asked, "--budgets", "2,many"), "budgets", "2,3,4")
+    refused(run(*asked, "--bits", "2.5"), "bits", "2,3,4")
+    refused(run(*asked, "--budgets", "0.2"), "the menu reaches from")
+    refused(run(*asked, "--allocation", "greedy"), "--budgets")
+    probed: list[int] = []
+    real = probes.Fisher.__call__
+    monkeypatch.setattr(probes.Fisher, "__call__", lambda self, found: (probed.append(1), real(self, found))[1])
+    monkeypatch.setattr("bitwright.measuring.WINDOWS", 2)
+    small = ("--samples", 2, "--length", 64, "--overwrite")
+    code, said, _ = run(*asked, "--budgets", "2.5,4", "--allocation", "integer-program", *small)
+    assert code == 0 and "front" in said and len(probed) == 1
+    found = json.loads((tmp_path / "c" / "compare.json").read_text())
+    assert [report["asked"]["allocation"]["budget"] for report in found] == [2.5, 4]
+    assert all(report["bpw_linears"] <= budget for report, budget in zip(found, (2.5, 4)))
+    assert (tmp_path / "c" / "compare.html").is_file() and (tmp_path / "c" / "rtn-budget-2.5" / "report.html").is_file()
+
+
 def test_a_stack_is_loaded_at_a_size_and_written_as_a_model_of_its_own(
     run: Run, tmp_path: Path, tiny_llama: Any, tokens: Any
 ) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from bitwright import table
 from bitwright.export.base import Entry
-from bitwright.page import words
+from bitwright.page import front, words
 from bitwright.report import Report
 
 
@@ -101,6 +102,41 @@ def test_compare_sorts_by_bytes():
         text = printed(table.compare, reports)
         assert text.index("r10,") < text.index("r1000000000")
     assert printed(table.compare, [replace(small, scores=None)])
+
+
+def at(kept: int, kl: float | None) -> Report:
+    """The example with so many bytes kept and such a KL."""
+    scores = json.loads(json.dumps(example().scores))
+    if kl is None:
+        scores["divergence"] = None
+    else:
+        scores["divergence"]["kl"] = {"value": kl, "low": 0.9 * kl, "high": 1.1 * kl}
+    return replace(example(), kept=kept, asked=example().asked | {"recipe": f"r{kept}"}, scores=scores)
+
+
+def test_a_row_that_another_beats_in_size_and_kl_is_marked():
+    reports = [at(40, 0.1), at(10, 0.4), at(30, 0.3), at(20, 0.3), at(50, None), at(20, 0.3)]
+    assert front.front(reports) == (True, True, False, True, None, True)
+    for some in (reports, reports[::-1]):
+        text = printed(table.compare, some, width=160)
+        best = {line.split(",")[0].strip(): "* 0." in line for line in text.splitlines() if line.strip().startswith("r")}
+        assert (best["r10"], best["r30"], best["r40"], best["r50"]) == (True, False, True, False)
+        assert "Dominated: 1 of 6." in text
+    assert "front" not in printed(table.compare, [at(50, None)])
+    assert printed(table.compare, []) and front.front([]) == ()
+
+
+def test_the_page_of_a_comparison_shows_the_front_and_runs_nothing(tmp_path):
+    reports = [at(4_000_000, 0.1), at(1_000_000, 0.4), replace(at(3_000_000, 0.5), asked={**example().asked, "recipe": "<b>x"})]
+    front.write(reports, tmp_path)
+    page = (tmp_path / "compare.html").read_text()
+    assert page.isascii() and "<script" not in page and "http://" not in page and "<b>x" not in page
+    assert page.count("<circle") == 3 and page.count("dominated</td>") == 1
+    (line,) = re.findall(r'<polyline points="([^"]*)"', page)
+    places = [tuple(map(float, place.split(","))) for place in line.split()]
+    assert len(places) == 2 and places[0][0] < places[1][0] and places[0][1] < places[1][1]  # y grows downwards, KL falls
+    for odd in ([], [at(5, None)], [at(5, 0.0), at(6, 0.0)]):
+        front.write(odd, tmp_path)
 
 
 def test_names_are_not_markup():

@@ -7,6 +7,7 @@ a choice that a unit cannot take has an infinite loss. Prices are stored bits fr
 file agree. Losses come from a probe (probes.py). Every solver of this room works on these arrays and on nothing else.
 """
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -25,6 +26,15 @@ class Allocation(Protocol):
 
     def __call__(self, loss: Float[Tensor, "u c"], price: Ints[Tensor, "u c"], budget: int) -> Ints[Tensor, "u"]:
         """A choice for every unit. The budget is at least what the cheapest choices cost (`reach` says what that is)."""
+
+
+@runtime_checkable
+class Proposing(Protocol):
+    """An allocation that reads a table for each of two domains of the text and leaves the last word to measured models."""
+
+    def proposals(
+        self, losses: Float[Tensor, "2 u c"], price: Ints[Tensor, "u c"], budget: int, names: Sequence[str]
+    ) -> tuple[Ints[Tensor, "u"], ...]: ...
 
 
 def legal(loss: Float[Tensor, "u c"]) -> Bool[Tensor, "u c"]:

@@ -79,18 +79,3 @@ def allot(grid: Uneven, layout: Layout, loss: Float[Tensor, "out inp"], slope: f
     budget = ragged.payload(grid.bits, loss.numel())
     choice = water_levels(total.clamp_min(floor).log2(), sizes, grid.counts, slope, budget)
     return choice.to(torch.uint8)[unit]
-
-
-def pooled_rates(
-    losses: Sequence[Float[Tensor, "_"]], sizes: Sequence[int], rate: float, slope: float = 2.0, counts: Sequence[int] = ()
-) -> list[float]:
-    """Bits per code of every site when the units of all sites share `rate` bits per code. `losses[s]`: of each unit of site s at
-    one common number of levels; `sizes[s]`: codes in a unit of it (rows, for whole columns)."""
-    counts, per = counts or dense_counts(256), [len(part) for part in losses]
-    every = torch.cat([torch.full((n,), size) for n, size in zip(per, sizes)])
-    density = torch.cat(list(losses)).double() / every  # what a bit is worth falls with the codes that it is spent on
-    floor = (density.mean() * 1e-12).clamp_min(1e-300)
-    budget = ragged.payload(rate, int(every.sum()))
-    choice = water_levels(density.clamp_min(floor).log2(), every, counts, slope, budget)
-    bits = torch.tensor([ragged.price(levels) for levels in counts])[choice]
-    return [float(part.mean()) for part in bits.split(per)]

@@ -1,8 +1,8 @@
 """The report as one page: one HTML file without scripts or requests, readable on a phone, in the dark and on paper.
 
-`render` is pure: a report in, text out. Templates decide what is said, summary.py what is added up, words.py how it is
-written, charts.py what is drawn. The text is ASCII (other characters are references), so no writer can garble it;
-every string is escaped, and the page's own security policy forbids it to load or run anything.
+`render` is pure: a report in, text out; front.py makes the page of several. Templates decide what is said, summary.py what is
+added up, words.py how it is written, charts.py what is drawn. The text is ASCII (other characters are references), so no writer
+can garble it; every string is escaped, and the page's own security policy forbids it to load or run anything.
 """
 
 import re
@@ -16,7 +16,13 @@ SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def render(report: Report) -> str:
-    """The page, ASCII, ready to be written to a file."""
+    """The page of one model, ASCII, ready to be written to a file."""
+    asked = {"allocation": None, **report.asked}  # reports of earlier versions lack it
+    return rendered("page.html.j2", report=report, asked=asked, scores=report.scores)
+
+
+def rendered(template: str, **said: Any) -> str:
+    """A template, filled in, as ASCII."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -39,12 +45,9 @@ def render(report: Report) -> str:
         "typeset": typeset,
     }
     style = Markup((files("bitwright.page") / "style.css").read_text("utf-8"))
-    asked = {"allocation": None, **report.asked}  # reports of earlier versions lack it
-    said = {"report": report, "asked": asked, "scores": report.scores, "style": style}
-    parts = {"charts": charts, "passages": passages, "spent": spent, "summary": summary, "words": words}
+    parts = {"style": style, "charts": charts, "passages": passages, "spent": spent, "summary": summary, "words": words}
     env.filters.update(filters)
-    page = env.get_template("page.html.j2").render(**said, **parts)
-    return page.encode("ascii", "xmlcharrefreplace").decode()
+    return env.get_template(template).render(**said, **parts).encode("ascii", "xmlcharrefreplace").decode()
 
 
 def typeset(text: str) -> str:

@@ -156,10 +156,13 @@ def recipe(asked: Mapping[str, Json]) -> Mapping[str, Json]:
 
 
 def title(asked: Mapping[str, Json]) -> str:
-    """A recipe's name with the levels of its grid, which tell its rows apart in a comparison."""
-    parts = recipe(asked)
-    levels = (parts.get("grid") or {}).get("levels")
-    return f"{parts['name']}, {levels}" if levels else str(parts["name"])
+    """A recipe's name with what tells its rows apart in a comparison: its budget, or the levels or bits of its grid."""
+    parts, spent = recipe(asked), asked.get("allocation") or {}
+    grid_part = parts.get("grid") or {}
+    if budget := spent.get("budget"):
+        return f"{parts['name']}, {number(budget)} bits"
+    size = grid_part.get("levels") or (f"{number(bits)} bits" if (bits := grid_part.get("bits")) else None)
+    return f"{parts['name']}, {size}" if size else str(parts["name"])
 
 
 def exact(asked: Mapping[str, Json]) -> str:

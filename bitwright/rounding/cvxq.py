@@ -6,8 +6,9 @@ Rows are sorted by log2 of variance times G^2 and cut into clusters as high as t
 of one input column. Depths follow from one water level (allocation/water.py), points from the grid, codes are the nearest.
 G^2 is the statistic `fisher` [out, inp], or, without any backward pass, the diagonal of `gram`: the exact G^2 of the layer's own
 output. Differs from the paper: the price is found by a sort, to the byte, not by dual ascent; nothing is alternated (G^2 stays that
-of the model that was measured), and outputs get no bias: what a 0-bit unit shifts stays shifted, where a rank-1 `lorc` term, whose
-directions include that of the mean input, takes it back at the price of a row and a column. O(weights log weights).
+of the model that was measured), and outputs get no bias: the linears of a Llama have none, an architecture that engines know has no
+place for one, and its file would not load. What a 0-bit unit shifts stays shifted, where a rank-1 `lorc` term, whose directions
+include that of the mean input, takes it back at the price of a row and a column. O(weights log weights).
 """
 
 from collections.abc import Mapping, Sequence

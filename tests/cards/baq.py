@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 from itertools import product
-from math import log2
 
 import pytest
 import torch
 from torch import Tensor
 
+import bitwright
 from bitwright import index
-from bitwright.allocation.water import allot, dense_counts, pooled_rates, stored, water_levels
+from bitwright.allocation.water import allot, dense_counts, stored, water_levels
 from bitwright.calibrate.stats import Known
 from bitwright.coder import Band, Coder
 from bitwright.errors import BadRequest
@@ -20,6 +20,7 @@ from bitwright.grids.uneven import level_counts
 from bitwright.job import Job
 from bitwright.layout import Layout
 from bitwright.linalg import objective
+from bitwright.recipe import Recipe
 from bitwright.recipes import baq, best
 from bitwright.rounding.baq import Baq, column_losses
 from bitwright.rounding.chain import Chain
@@ -202,14 +203,15 @@ def test_no_step_that_was_left_is_worth_more_than_one_that_was_taken(slope: floa
     assert gain.max() <= pain.min() * (1 + 1e-9)
 
 
-def test_sites_that_share_one_pool_get_what_their_columns_are_worth():
-    losses = [torch.exp(torch.randn(64)), 16 * torch.exp(torch.randn(64)), torch.exp(torch.randn(32))]
-    rates = pooled_rates(losses, [128, 128, 64], 3.0)
-    codes = [64 * 128, 64 * 128, 32 * 64]
-    assert sum(r * c for r, c in zip(rates, codes)) / sum(codes) == pytest.approx(3.0, abs=0.02)
-    assert rates[1] - rates[0] == pytest.approx(2.0, abs=0.3)  # 16 times the loss: two bits
-    even = pooled_rates([torch.ones(64), torch.ones(32)], [128, 128], log2(4))
-    assert even == [2.0, 2.0]
+def test_matrices_that_share_one_pool_meet_the_budget_and_lose_less_than_at_one_rate(tiny_llama, tokens, tmp_path):
+    """Units as engines load them have one rate each; stored bits are what `bits` means."""
+    _, report = bitwright.compress(tiny_llama(hidden_size=64), baq(3, pool=True), tokens(), stats=tmp_path)
+    told = report.asked["allocation"]
+    assert 2.9 < report.bpw_linears <= 3.0 and told["foretold"] < told["even"]
+    rates = {row.name: Recipe.from_dict(report.asked["recipe"]).of(row.name).grid.bits for row in report.rows}
+    assert len(set(rates.values())) > 1
+    for unit in told["units"]:
+        assert len({rates[name] for name in unit["sites"]}) == 1
 
 
 def test_a_grid_without_levels_to_move_is_gptq_and_the_report_says_so(problem):
