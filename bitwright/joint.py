@@ -23,23 +23,21 @@ from bitwright.training.problem import Problem, Subject
 from bitwright.training.scopes import Block, Model
 
 
-def of_block(plan: Plan) -> JointRounding | None:
-    joint = plan.recipe.joint
-    return joint if joint is not None and isinstance(joint.scope, Block) else None
+def of_block(plan: Plan) -> tuple[JointRounding, ...]:
+    return tuple(j for j in plan.recipe.joint if isinstance(j.scope, Block))
 
 
-def of_model(plan: Plan) -> JointRounding | None:
-    joint = plan.recipe.joint
-    return joint if joint is not None and isinstance(joint.scope, Model) else None
+def of_model(plan: Plan) -> tuple[JointRounding, ...]:
+    return tuple(j for j in plan.recipe.joint if isinstance(j.scope, Model))
 
 
 def trainable(plan: Plan, names: Sequence[str]) -> list[str]:
-    """Matrices whose own recipe is the joint one: a rule may give others a rounding of their own."""
-    return [name for name in names if plan.sites[name].recipe.joint is not None]
+    """Matrices whose own recipe is joint: a rule may give others a rounding of their own."""
+    return [name for name in names if plan.sites[name].recipe.joint]
 
 
 def train_block(
-    joint: JointRounding,
+    joints: Sequence[JointRounding],
     plan: Plan,
     block: nn.Module,
     here: Mapping[str, Site],
@@ -57,22 +55,25 @@ def train_block(
     names = trainable(plan, list(terms))
     if not names:
         return dict(terms), []
-    subjects = {name: Subject(weights[name], terms[name], known[name]) for name in names}
     after = [r.teacher for r in stream if r.teacher is not None]
     online = {name: (part, scales.get(name, {})) for name in names if (part := plan.sites[name].inputs) is not None}
-    scope: Any = joint.scope
-    problem: Problem = scope.problem(block, {n: here[n] for n in names}, before, after, number, subjects, online)
-    found = {**terms, **joint.solve(problem)}
+    found, notes = dict(terms), list[str]()
+    for joint in joints:
+        scope: Any = joint.scope
+        subjects = {name: Subject(weights[name], found[name], known[name]) for name in names}
+        problem: Problem = scope.problem(block, {n: here[n] for n in names}, before, after, number, subjects, online)
+        found |= joint.solve(problem)
+        notes += problem.notes
     for name in names:
         here[name].put(decode(found[name]))
     with torch.no_grad():
         for r, entered in zip(stream, before):
             r.hidden = run(block, entered.hidden, entered.calls[number])
-    return found, problem.notes
+    return found, notes
 
 
 def train_model(
-    joint: JointRounding,
+    joints: Sequence[JointRounding],
     plan: Plan,
     model: nn.Module,
     sites: Mapping[str, Site],
@@ -83,10 +84,14 @@ def train_model(
     names = trainable(plan, list(terms))
     if not names:
         raise BadRequest("The rules leave nothing to a rounding of the whole model; let it have some layers.")
-    subjects = {name: Subject(sites[name].matrix().clone(), terms[name], Known()) for name in names}
-    scope: Any = joint.scope
-    problem: Problem = scope.problem(model, {n: sites[n] for n in names}, batches, subjects)
-    return {**terms, **joint.solve(problem)}, problem.notes
+    found, notes = dict(terms), list[str]()
+    for joint in joints:
+        scope: Any = joint.scope
+        subjects = {name: Subject(sites[name].matrix().clone(), found[name], Known()) for name in names}
+        problem: Problem = scope.problem(model, {n: sites[n] for n in names}, batches, subjects)
+        found |= joint.solve(problem)
+        notes += problem.notes
+    return found, notes
 
 
 def after_training(row: Row, W: Tensor, terms: Terms, known: Known, notes: Sequence[str]) -> Row:

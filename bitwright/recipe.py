@@ -16,7 +16,7 @@ from bitwright.errors import BadRequest
 from bitwright.grids.base import Grid
 from bitwright.grids.integer import Integer
 from bitwright.layout import Layout
-from bitwright.rounding.base import JointRounding, Rounding
+from bitwright.rounding.base import JointRounding, Rounding, alone, joints
 from bitwright.rounding.nearest import Nearest
 
 
@@ -83,12 +83,13 @@ class Recipe:
 
     @property
     def alone(self) -> Rounding:
-        """The rounding of single matrices: all of it, or what a joint one begins with."""
-        return self.rounding.start if isinstance(self.rounding, JointRounding) else self.rounding
+        """The rounding of single matrices: all of it, or what joint ones begin with."""
+        return alone(self.rounding)
 
     @property
-    def joint(self) -> JointRounding | None:
-        return self.rounding if isinstance(self.rounding, JointRounding) else None
+    def joint(self) -> tuple[JointRounding, ...]:
+        """Roundings of several matrices, in the order in which they are solved."""
+        return joints(self.rounding)
 
     @property
     def needs(self) -> tuple[str, ...]:

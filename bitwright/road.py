@@ -19,7 +19,7 @@ from bitwright.calibrate.data import Windows
 from bitwright.calibrate.gradients import GRADIENTS
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.store import HEAD, Store
-from bitwright.calibrate.stream import Rows, discover, embed, walk, walk_twice
+from bitwright.calibrate.stream import Rows, discover, embed, run, walk, walk_twice
 from bitwright.checkpoint import Checkpoint, fill, skeleton, whole
 from bitwright.export.native import flatten
 from bitwright.export.resumable import Directory
@@ -73,10 +73,10 @@ class Road:
                 fill(site.module, self.source, name, self.device)
                 coded[name] = self.solve(site, self.after_blocks(model, stream), None)
         self.emit(len(blocks), coded, {n for n in self.plan.kept if not self.inside(n)})
-        if (joint := of_model(self.plan)) is not None and self.data is not None:
-            self.together(joint, self.data)
+        if of_model(self.plan) and self.data is not None:
+            self.together(of_model(self.plan), self.data)
 
-    def together(self, joint: JointRounding, data: Windows) -> None:
+    def together(self, joints: Sequence[JointRounding], data: Windows) -> None:
         """All matrices of the blocks once more, as one problem; needs the whole model in memory. Shards are written again."""
         model = whole(self.source).to(self.device)
         here = {n: s for n, s in inside(model, self.plan.wiring).items() if n in self.plan.sites}
@@ -85,7 +85,7 @@ class Road:
         terms = {n: load_terms(n, self.metas[n], leaves) for n in here}
         batches = [{"input_ids": ids.to(self.device), "use_cache": False} for ids in data.ids.split(self.batch)]
         self.progress("training the whole model", 0, 1)
-        found, notes = train_model(joint, self.plan, model, here, batches, terms)
+        found, notes = train_model(joints, self.plan, model, here, batches, terms)
         for row in [r for r in self.rows if r.name in trainable(self.plan, list(here))]:
             ours = found[row.name]
             self.note(after_training(row, here[row.name].matrix(), ours, Known(), notes), [t.meta() for t in ours])
@@ -98,7 +98,7 @@ class Road:
 
     def start(self, model: Any, blocks: nn.ModuleList, done: int) -> list[Rows]:
         """The rows before block `done`: embedded, or as an interrupted run left them. None where no data is walked."""
-        if not self.plan.recipe.needs or self.data is None or (self.store is not None and of_block(self.plan) is None):
+        if not self.plan.recipe.needs or self.data is None or (self.store is not None and not of_block(self.plan)):
             return []
         stream = embed(model.base_model, blocks, self.data.ids, self.batch, self.double)
         if done and self.directory:
@@ -112,7 +112,7 @@ class Road:
     @property
     def double(self) -> bool:
         """Whether something compares with the float teacher, which then walks along."""
-        return "cross" in self.plan.recipe.needs or of_block(self.plan) is not None
+        return "cross" in self.plan.recipe.needs or bool(of_block(self.plan))
 
     @property
     def stacked(self) -> bool:
@@ -127,9 +127,11 @@ class Road:
         fill(block, self.source, prefix[:-1], self.device)
         here = {n: s for n, s in sites(block, prefix).items() if n in self.plan.sites}
         terms, scales, tops = {}, {}, fused_tops(self.plan, here, prefix)
-        joint, of = of_block(self.plan) if stream else None, {}
-        before = [replace(r) for r in stream] if joint else []
-        weights = {name: site.matrix().clone() for name, site in here.items()} if joint else {}
+        joints, of = of_block(self.plan) if stream else (), {}
+        before = [replace(r) for r in stream] if joints else []
+        weights = {name: site.matrix().clone() for name, site in here.items()} if joints else {}
+        if not here:  # nothing to compress in it, but what comes next meets its outputs
+            passed(block, stream, i)
         for readers, known in self.visits(block, here, stream, i) if here else ():
             for name in readers:
                 terms[name], of[name] = self.solve(here[name], known, i, tops.get(name)), known
@@ -137,9 +139,9 @@ class Road:
                     scales[name] = inputs.calibrate(known["range"])
                 if stream:  # what comes next is calibrated on what was stored
                     here[name].put(decode(terms[name]))
-        if joint is not None:
+        if joints:
             self.progress("training", i, self.plan.blocks)
-            terms, notes = train_block(joint, self.plan, block, here, before, stream, i, weights, terms, of, scales)
+            terms, notes = train_block(joints, self.plan, block, here, before, stream, i, weights, terms, of, scales)
             for name in trainable(self.plan, list(terms)):
                 row = after_training(next(r for r in self.rows if r.name == name), weights[name], terms[name], of[name], notes)
                 self.note(row, [t.meta() for t in terms[name]])
@@ -240,3 +242,11 @@ def load_terms(site: str, metas: Sequence[Mapping[str, Json]], tensors: Mapping[
     return tuple(
         base.load(meta, {leaf: tensors[f"{site}.terms.{i}.{leaf}"] for leaf in base.spec(meta)}) for i, meta in enumerate(metas)
     )
+
+
+@torch.no_grad()
+def passed(block: nn.Module, stream: Sequence[Rows], number: int) -> None:
+    """Push both lanes through a block as it is."""
+    for r in stream:
+        r.hidden = run(block, r.hidden, r.calls[number])
+        r.teacher = None if r.teacher is None else run(block, r.teacher, r.calls[number])

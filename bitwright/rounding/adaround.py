@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bitwright.rounding.base import Rounding
+from bitwright.rounding.base import JointRounding, Rounding
 from bitwright.rounding.nearest import Nearest
 from bitwright.rounding.soft_choice import SoftChoice, position
 from bitwright.terms.base import Terms
@@ -30,7 +30,7 @@ STRETCH, WARM, BETA = 0.1, 0.2, (20.0, 2.0)
 class AdaRound:
     rate: float = 0.02
     strength: float = 1.0
-    start: Rounding = Nearest()
+    start: Rounding | JointRounding = Nearest()
     scope: Scope = Block()
     training: Training = Training(schedule="constant")
 

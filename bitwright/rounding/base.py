@@ -33,14 +33,15 @@ class Rounding(Protocol):
 
 @runtime_checkable
 class JointRounding(Protocol):
-    """Scope: several matrices and a function of all of them. It begins where `start` ends, one matrix at a time."""
+    """Scope: several matrices and a function of all of them. It begins where `start` ends: with single matrices, or with another
+    joint rounding of a smaller scope."""
 
     @property
     def scope(self) -> Scope:
         """What the function is: a block's outputs, the model's logits."""
 
     @property
-    def start(self) -> Rounding: ...
+    def start(self) -> "Rounding | JointRounding": ...
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -48,3 +49,13 @@ class JointRounding(Protocol):
 
     def solve(self, problem: Problem) -> Mapping[str, Terms]:
         """Terms for every subject, of the same kinds and sizes as those it started from."""
+
+
+def alone(rounding: Rounding | JointRounding) -> Rounding:
+    """The rounding of single matrices: all of it, or what joint ones begin with."""
+    return alone(rounding.start) if isinstance(rounding, JointRounding) else rounding
+
+
+def joints(rounding: Rounding | JointRounding) -> tuple[JointRounding, ...]:
+    """The joint roundings of a chain, in the order in which they are solved."""
+    return (*joints(rounding.start), rounding) if isinstance(rounding, JointRounding) else ()

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bitwright.rounding.base import Rounding
+from bitwright.rounding.base import JointRounding, Rounding
 from bitwright.rounding.nearest import Nearest
 from bitwright.rounding.soft_choice import SoftChoice, position
 from bitwright.terms.base import Terms, decode
@@ -32,7 +32,7 @@ class DiscQuant:
     rho: float = 200.0
     clip: float = 0.5
     linear: bool = True
-    start: Rounding = Nearest()
+    start: Rounding | JointRounding = Nearest()
     scope: Scope = Model()
     training: Training = Training(steps=512, warm=0.125)
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bitwright.rounding.base import Rounding
+from bitwright.rounding.base import JointRounding, Rounding
 from bitwright.rounding.nearest import Nearest
 from bitwright.terms.base import Terms
 from bitwright.training.loop import Training, train
@@ -31,7 +31,7 @@ class FlexRound:
 
     rate: float = 3e-3
     ranges: bool = True
-    start: Rounding = Nearest()
+    start: Rounding | JointRounding = Nearest()
     scope: Scope = Block()
     training: Training = Training()
 

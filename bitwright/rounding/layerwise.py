@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bitwright.calibrate.stats import Known
 from bitwright.coder import Band, Coder
-from bitwright.rounding.base import JointRounding
+from bitwright.rounding.base import JointRounding, alone
 from bitwright.terms.base import Json, Terms
 from bitwright.training.problem import Problem, Subject, Weights
 
@@ -33,7 +33,7 @@ class Layerwise:
             E = weights["one"] - W
             return ((E @ H) * E).sum() / unit
 
-        subject = Subject(W, start or self.joint.start(W, coder, known), known)
+        subject = Subject(W, start or self.begun(W, coder, known), known)
         problem = Problem({"one": subject}, loss, 1, 0)
         found = self.joint.solve(problem)["one"]
         for remark in problem.notes:
@@ -41,4 +41,8 @@ class Layerwise:
         return found
 
     def metas(self, shape: tuple[int, int], bands: Sequence[Band]) -> tuple[Mapping[str, Json], ...]:
-        return self.joint.start.metas(shape, bands)
+        return alone(self.joint).metas(shape, bands)
+
+    def begun(self, W: Float[Tensor, "out inp"], coder: Coder, known: Known) -> Terms:
+        start = self.joint.start
+        return (Layerwise(start) if isinstance(start, JointRounding) else start)(W, coder, known)

@@ -13,7 +13,7 @@ from math import ceil
 
 import torch
 
-from bitwright.rounding.base import Rounding
+from bitwright.rounding.base import JointRounding, Rounding
 from bitwright.rounding.flexround import Divided
 from bitwright.rounding.nearest import Nearest
 from bitwright.terms.base import Terms
@@ -27,7 +27,7 @@ class Lrq:
     share: float = 0.35
     rate: float = 1e-3
     ranges: bool = True
-    start: Rounding = Nearest()
+    start: Rounding | JointRounding = Nearest()
     scope: Scope = Block()
     training: Training = Training()
 

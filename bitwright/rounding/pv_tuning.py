@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bitwright.rounding.base import Rounding
+from bitwright.rounding.base import JointRounding, Rounding
 from bitwright.rounding.gptq import GPTQ
 from bitwright.terms.base import Terms, decode
 from bitwright.terms.coded import Coded, narrowed
@@ -39,7 +39,7 @@ class PvTuning:
     decay: float = 0.0
     rate: float = 1e-2
     book_rate: float = 3e-4
-    start: Rounding = GPTQ()
+    start: Rounding | JointRounding = GPTQ()
     scope: Scope = Model()
     training: Training = Training(optimizer="lamb", schedule="constant")
 

@@ -14,7 +14,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from bitwright.rounding.base import Rounding
+from bitwright.rounding.base import JointRounding, Rounding
 from bitwright.rounding.nearest import Nearest
 from bitwright.terms.base import Terms
 from bitwright.training.loop import Training, train
@@ -29,7 +29,7 @@ class StraightThrough:
 
     rate: float = 1e-3
     range_rate: float = 1e-3
-    start: Rounding = Nearest()
+    start: Rounding | JointRounding = Nearest()
     scope: Scope = Block()
     training: Training = Training()
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bitwright.rounding.base import Rounding
+from bitwright.rounding.base import JointRounding, Rounding
 from bitwright.rounding.nearest import Nearest
 from bitwright.rounding.soft_choice import SoftChoice
 from bitwright.terms.base import Terms
@@ -34,7 +34,7 @@ class Vq4Dit:
     rate: float = 0.05
     book_rate: float = 1e-4
     strength: float = 1.0
-    start: Rounding = Nearest()
+    start: Rounding | JointRounding = Nearest()
     scope: Scope = Block()
     training: Training = Training(optimizer="rmsprop", schedule="constant")
 

@@ -261,3 +261,13 @@ def test_a_budget_is_met_from_below_by_any_number_of_levels(tiny_llama: Any, tok
     assert report.bpw_linears <= 3.7 and levels & (levels - 1)
     _, more = compress(model, replace(recipes.rtn(group=64), grid=replace(recipes.rtn().grid, levels=levels + 1)), None)
     assert more.bpw_linears > 3.7
+
+
+def test_a_block_without_anything_to_compress_is_passed_through(tiny_llama, tokens, tmp_path):
+    """The next block is calibrated on its outputs: where the first is left as it is, on those of the float model."""
+    rules = (Rule(r"re:model\.layers\.0\..*", ignore=True),)
+    recipe = replace(recipes.gptq(group=32), rules=rules)
+    streamed, _ = bitwright.compress(tiny_llama(), recipe, tokens())
+    stored, _ = bitwright.compress(tiny_llama(), recipe, tokens(), stats=tmp_path)
+    first = "model.layers.1.self_attn.q_proj"
+    assert torch.equal(streamed.get_submodule(first).decoded()[0].codes, stored.get_submodule(first).decoded()[0].codes)
