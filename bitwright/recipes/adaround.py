@@ -5,5 +5,5 @@ from bitwright.recipes.trained import Start, begun, trained
 from bitwright.rounding.adaround import AdaRound
 
 
-def adaround(bits: int = 4, group: int | None = 128, steps: int = 400, start: Start = "nearest", rate: float = 2e-2) -> Recipe:
+def adaround(bits: int = 4, group: int | None = 128, steps: int = 400, start: Start = "nearest", rate: float = 3e-2) -> Recipe:
     return trained(AdaRound(rate, start=begun(start)), bits, group, steps, "adaround")

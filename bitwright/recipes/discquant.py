@@ -1,5 +1,5 @@
-"""discquant: arXiv 2501.06417: every code of the model between two neighbours, pulled to one of them while the logits stay. `clip`: how
-far from the nearest point data may push. Card: discquant."""
+"""discquant: arXiv 2501.06417: every code of the model between two neighbours, pulled to one of them while the logits stay. `clip`:
+how far from the nearest point data may push. Card: discquant."""
 
 from bitwright.recipe import Recipe
 from bitwright.recipes.trained import Start, begun, trained

@@ -28,8 +28,8 @@ STRETCH, WARM, BETA = 0.1, 0.2, (20.0, 2.0)
 
 @dataclass(frozen=True)
 class AdaRound:
-    rate: float = 0.02
-    strength: float = 1.0
+    rate: float = 0.03
+    strength: float = 50.0
     start: Rounding | JointRounding = Nearest()
     scope: Scope = Block()
     training: Training = Training(schedule="constant")

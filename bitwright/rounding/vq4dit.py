@@ -1,11 +1,12 @@
 """VQ4DiT: vectors choose among their nearest words of the book by trained ratios, and commit one by one (arXiv 2408.17131; card:
 vq4dit).
 
-    W^ = sum_j r_j C[a_j],  r = softmax(z);   loss + strength mean(n r (1 - r));   a vector with max r > 0.99 has chosen
+    W^ = sum_j r_j C[a_j],  r = softmax(z);   loss + strength t^2 mean(n r (1 - r));   a vector with max r > 0.99 has chosen
 
 z starts at log(d_n / d_j) of the distances, so that r falls with the distance; the book moves along, where `book_rate` is not 0
 (the released code lets it move only after the choices). Also serves scalar grids, among any number of neighbours. Differs from the
-paper: the ratio's own pull is always on, and the loss is that of the scope (theirs: all blocks at once, each on its own outputs).
+paper: the pull grows with the square of t, the share of the steps done (with a constant one vectors choose before data have spoken:
+0.93 of nearest rounding's error on a layer where this gives 0.59), and the loss is that of the scope (theirs: all blocks at once).
 """
 
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ class Vq4Dit:
     count: int = 2
     rate: float = 0.05
     book_rate: float = 1e-4
-    strength: float = 1.0
+    strength: float = 50.0
     start: Rounding | JointRounding = Nearest()
     scope: Scope = Block()
     training: Training = Training(optimizer="rmsprop", schedule="constant")
@@ -65,7 +66,7 @@ class Softmax:
 
     def pull(self, z: Float[Tensor, "c out m"], done: float) -> Tensor | None:
         r = self.ratios(z)
-        return self.strength * (self.count * r * (1 - r)).sum(0).mean()
+        return self.strength * done**2 * (self.count * r * (1 - r)).sum(0).mean()
 
     def settle(self, z: Float[Tensor, "c out m"]) -> None:
         """A choice is kept by a lead that no step can make up for."""

@@ -80,7 +80,7 @@ def test_what_the_loss_sees_is_what_would_be_stored_and_gradients_are_as_stated(
     G = torch.randn(OUT, INP)
     found = torch.autograd.grad((G * What).sum(), [V, *ranges.tensors()])
     low, high = ranges.ends
-    inside = (V >= low) & (V <= high)
+    inside = (low <= V) & (high >= V)
     assert 0 < inside.float().mean() < 1
     assert torch.equal(found[0], G * inside)
     if learned:

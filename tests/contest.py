@@ -1,0 +1,59 @@
+"""Trained roundings on the very same blocks: one walk through zoo:lm; every method solves every problem, the start goes on.
+
+errors[method][block]   the held-out loss of what it stores;   start: nearest rounding
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import bitwright
+from bitwright.coder import Coder
+from bitwright.grids.base import Grid
+from bitwright.layout import Layout
+from bitwright.recipe import Recipe, Rule
+from bitwright.rounding.base import Rounding
+from bitwright.rounding.nearest import Nearest
+from bitwright.terms.base import Terms
+from bitwright.training.problem import Problem
+from bitwright.training.scopes import Block, Scope
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A joint rounding that stores its start, and writes down what others would have reached."""
+
+    methods: Mapping[str, Any]
+    errors: dict[str, list[float]] = field(default_factory=dict)
+    trained: dict[str, list[float]] = field(default_factory=dict)
+    start: Rounding = Nearest()
+    scope: Scope = Block()
+    needs = ("gram",)
+
+    def solve(self, problem: Problem) -> Mapping[str, Terms]:
+        for name, method in {"start": self.start, **self.methods}.items():
+            found = method.solve(problem) if hasattr(method, "solve") else each(method, problem)
+            self.errors.setdefault(name, []).append(problem.judged(found))
+            seen = replace(problem, held=0)
+            self.trained.setdefault(name, []).append(seen.judged(found))
+        return {name: subject.start for name, subject in problem.subjects.items()}
+
+
+def each(method: Rounding, problem: Problem) -> Mapping[str, Terms]:
+    """A rounding of single matrices on the subjects of a problem, on their own grids."""
+    found: dict[str, Terms] = {}
+    for name, s in problem.subjects.items():
+        coder = s.coder
+        found[name] = method(s.W, Coder(coder.shape, coder.bands, coder.params), s.known)
+    return found
+
+
+def contest(
+    methods: Mapping[str, Any], grid: Grid, layout: Layout, samples: int, blocks: int = 8, start: Callable[[], Rounding] = Nearest
+) -> Contest:
+    """Over the first `blocks` of zoo:lm."""
+    found = Contest(methods, start=start())
+    rules = tuple(Rule(rf"re:model\.layers\.{i}\..*", ignore=True) for i in range(blocks, 8))
+    recipe = Recipe(grid, layout, found, rules=rules, name="contest")
+    bitwright.compress("zoo:lm", recipe, bitwright.calibration("zoo:lm", samples=samples), device="auto")
+    return found
