@@ -21,6 +21,7 @@ PARTS: dict[str, dict[str, str]] = {
         "ragged": "bitwright.grids.ragged:Ragged",
         "compand": "bitwright.grids.compand:Compand",
         "nested": "bitwright.grids.nested:Nested",
+        "dual-binary": "bitwright.grids.dual_binary:DualBinary",
     },
     "layouts": {
         "layout": "bitwright.layout:Layout",
@@ -64,6 +65,7 @@ PARTS: dict[str, dict[str, str]] = {
         "adaround": "bitwright.rounding.adaround:AdaRound",
         "discquant": "bitwright.rounding.discquant:DiscQuant",
         "flexround": "bitwright.rounding.flexround:FlexRound",
+        "learned-scales": "bitwright.rounding.learned_scales:LearnedScales",
         "lrq": "bitwright.rounding.lrq:Lrq",
         "pv-tuning": "bitwright.rounding.pv_tuning:PvTuning",
         "straight-through": "bitwright.rounding.straight_through:StraightThrough",
@@ -134,6 +136,7 @@ RECIPES: dict[str, str] = {
     "adaquant": "bitwright.recipes.adaquant:adaquant",
     "discquant": "bitwright.recipes.discquant:discquant",
     "pv-tuning": "bitwright.recipes.pv_tuning:pv_tuning",
+    "db-llm": "bitwright.recipes.db_llm:db_llm",
 }
 
 FORMATS: dict[str, str] = {  # what `export` writes and opens

@@ -70,6 +70,7 @@ def grids() -> dict[str, list[Any]]:
     tables = index.load("bitwright.grids.table:TABLES")
     ragged, compand = index.resolve("grids", "ragged"), index.resolve("grids", "compand")
     squares, floats = index.resolve("fits", "least-squares"), index.resolve("scales", "float")
+    dual = index.resolve("grids", "dual-binary")
     least, coarse = squares(), squares("imatrix", 8, 2)
     turned = second(64, 2, signed=True)
     return {
@@ -103,6 +104,7 @@ def grids() -> dict[str, list[Any]]:
         "menu": [index.resolve("grids", "menu")(by=by) for by in by_all[:3]],
         "nested": [nested(by=by_all[1]), nested(shared=True), nested(4, (4, 2), False, by=by_all[2])],
         "trit-planes": [trits(2), trits(3), trits(2, weighted=True), trits(1), trits(2, scale=variants("scales")[1])],
+        "dual-binary": [dual(), dual(by_all[1], 3)],
         "ragged": [ragged(), ragged(1.0), ragged(2.4, 5), ragged(4.0, whole=True), ragged(0.5), ragged(2.4, search=True)],
         "compand": [compand(), compand(1.0, 2), compand(3.0, points="lloyd-max"), compand(2.5, search=False), compand(0.5)],
     }

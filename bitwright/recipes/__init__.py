@@ -10,6 +10,7 @@ from bitwright.recipes.best import best as best
 from bitwright.recipes.bitmod import bitmod as bitmod
 from bitwright.recipes.bitstack import bitstack as bitstack
 from bitwright.recipes.cvxq import cvxq as cvxq
+from bitwright.recipes.db_llm import db_llm as db_llm
 from bitwright.recipes.double_rounding import double_rounding as double_rounding
 from bitwright.recipes.fast_2bit import fast_2bit as fast_2bit
 from bitwright.recipes.flexq import flexq as flexq

@@ -4,7 +4,9 @@
              ("compressed"), out of the float ones ("float"), or a number of each with equal chance ("mixed": QDrop, 2203.05740).
              Targets: the float block on the float rows ("float"), so that it also mends what came before, or on its own inputs
              ("same"). `online`: the inputs of the matrices are quantized meanwhile, as the recipe does it at run time.
-    model    KL(float || compressed) of the logits, per token. Holds the whole model in fp32.
+    model    KL(float || compressed) of the logits, per token. Holds the whole model in fp32. A share `ambiguous` of it is weighed
+             by (H(float) + H(compressed))^gamma, entropies of the token's distributions, of mean one over a batch, no
+             gradients: tokens that neither model is sure of count more (DB-LLM, 2402.11960, whose constants are not public; card: db-llm).
 
 The last `held` share of the batches is for judging. Scope "one matrix" is rounding/layerwise.py. Cards: flexround, lrq, pv-tuning.
 """
@@ -16,6 +18,7 @@ from math import ceil
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -87,6 +90,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Model:
+    ambiguous: float = 0.0
+    gamma: float = 1.0
     held: float = 0.125
 
     def problem(
@@ -99,9 +104,15 @@ class Model:
             with torch.no_grad():
                 teacher = model(**batches[k]).logits.float().log_softmax(-1)
             student = functional_call(model, shaped(sites, names, weights), kwargs=dict(batches[k])).logits.float().log_softmax(-1)
-            return (teacher.exp() * (teacher - student)).sum(-1).mean()
+            lost = (teacher.exp() * (teacher - student)).sum(-1)
+            return (lost * self.price(teacher, student.detach())).mean() if self.ambiguous else lost.mean()
 
         return Problem(subjects, loss, *shares(len(batches), self.held))
+
+    def price(self, teacher: Float[Tensor, "*t v"], student: Float[Tensor, "*t v"]) -> Float[Tensor, "*t"]:
+        """Of every token, one on the average; both are logarithms of probabilities."""
+        doubt = (entropy(teacher) + entropy(student)) ** self.gamma
+        return 1 - self.ambiguous + self.ambiguous * doubt / doubt.mean().clamp_min(1e-9)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +141,10 @@ def shares(count: int, held: float) -> tuple[int, int]:
     if count - judged < 1:
         raise BadRequest(f"A trained rounding needs two batches of calibration rows or more, not {count}; give more --samples.")
     return count - judged, judged
+
+
+def entropy(log_p: Float[Tensor, "*t v"]) -> Float[Tensor, "*t"]:
+    return -(log_p.exp() * log_p).sum(-1).clamp_max(0)
 
 
 @contextmanager
