@@ -46,6 +46,7 @@ PARTS: dict[str, dict[str, str]] = {
         "rows": "bitwright.terms.rows:Rows",
         "sparse": "bitwright.terms.sparse:Sparse",
         "turns": "bitwright.terms.turns:Turns",
+        "widely_linear": "bitwright.terms.widely_linear:WidelyLinear",
     },
     "rounding": {
         "nearest": "bitwright.rounding.nearest:Nearest",
@@ -60,6 +61,8 @@ PARTS: dict[str, dict[str, str]] = {
         "cvxq": "bitwright.rounding.cvxq:Cvxq",
         "mixed-columns": "bitwright.rounding.mixed_columns:MixedColumns",
         "double-rounding": "bitwright.rounding.double_rounding:DoubleRounding",
+        "residual": "bitwright.rounding.residual:Residual",
+        "fairy2i": "bitwright.rounding.fairy2i:Fairy2i",
     },
     "joint": {
         "adaround": "bitwright.rounding.adaround:AdaRound",
@@ -136,6 +139,7 @@ RECIPES: dict[str, str] = {
     "adaquant": "bitwright.recipes.adaquant:adaquant",
     "discquant": "bitwright.recipes.discquant:discquant",
     "pv-tuning": "bitwright.recipes.pv_tuning:pv_tuning",
+    "fairy2i": "bitwright.recipes.fairy2i:fairy2i",
     "db-llm": "bitwright.recipes.db_llm:db_llm",
 }
 

@@ -12,6 +12,7 @@ from bitwright.recipes.bitstack import bitstack as bitstack
 from bitwright.recipes.cvxq import cvxq as cvxq
 from bitwright.recipes.db_llm import db_llm as db_llm
 from bitwright.recipes.double_rounding import double_rounding as double_rounding
+from bitwright.recipes.fairy2i import fairy2i as fairy2i
 from bitwright.recipes.fast_2bit import fast_2bit as fast_2bit
 from bitwright.recipes.flexq import flexq as flexq
 from bitwright.recipes.fp_diffusion import fp_diffusion as fp_diffusion

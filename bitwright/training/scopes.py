@@ -5,8 +5,8 @@
              Targets: the float block on the float rows ("float"), so that it also mends what came before, or on its own inputs
              ("same"). `online`: the inputs of the matrices are quantized meanwhile, as the recipe does it at run time.
     model    KL(float || compressed) of the logits, per token. Holds the whole model in fp32. A share `ambiguous` of it is weighed
-             by (H(float) + H(compressed))^gamma, entropies of the token's distributions, of mean one over a batch, no
-             gradients: tokens that neither model is sure of count more (DB-LLM, 2402.11960, whose constants are not public; card: db-llm).
+             by (H(float) + H(compressed))^gamma, entropies of the token's distributions, of mean one over a batch, without
+             gradients: tokens that neither model is sure of count more (DB-LLM, 2402.11960, constants not public; card: db-llm).
 
 The last `held` share of the batches is for judging. Scope "one matrix" is rounding/layerwise.py. Cards: flexround, lrq, pv-tuning.
 """
