@@ -22,6 +22,7 @@ PARTS: dict[str, dict[str, str]] = {
         "compand": "bitwright.grids.compand:Compand",
         "nested": "bitwright.grids.nested:Nested",
         "dual-binary": "bitwright.grids.dual_binary:DualBinary",
+        "separable": "bitwright.grids.separable:Separable",
     },
     "layouts": {
         "layout": "bitwright.layout:Layout",
