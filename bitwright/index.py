@@ -128,6 +128,7 @@ RECIPES: dict[str, str] = {
     "fast-2bit": "bitwright.recipes.fast_2bit:fast_2bit",
     "ptq1-61": "bitwright.recipes.ptq1_61:ptq1_61",
     "double-rounding": "bitwright.recipes.double_rounding:double_rounding",
+    "tuned": "bitwright.recipes.tuned:tuned",
     "adaround": "bitwright.recipes.adaround:adaround",
     "flexround": "bitwright.recipes.flexround:flexround",
     "lrq": "bitwright.recipes.lrq:lrq",
