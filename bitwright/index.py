@@ -21,6 +21,8 @@ PARTS: dict[str, dict[str, str]] = {
         "ragged": "bitwright.grids.ragged:Ragged",
         "compand": "bitwright.grids.compand:Compand",
         "nested": "bitwright.grids.nested:Nested",
+        "codebook": "bitwright.grids.codebook:Codebook",
+        "additive": "bitwright.grids.additive:Additive",
     },
     "layouts": {
         "layout": "bitwright.layout:Layout",
