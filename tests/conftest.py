@@ -140,6 +140,7 @@ def roundings() -> dict[str, list[Any]]:
         + [gptq(block=8), gptq.llm_compressor(), gptq.gptqmodel()],
         "quantease": [ease(iters=8), ease(iters=3, relax_until=0)],
         "quantease-outlier": [outlier(0.02, iters=4), outlier(0.0), outlier(0.02, iters=2, first=nearest())],
+        "aqlm": [index.resolve("rounding", "aqlm")(4), index.resolve("rounding", "aqlm")(3, beam=3)],
         "baq": [baq(), baq(order="descending", runs=2, last=chain((gptq(), ease(iters=2))))],
         "cvxq": [index.resolve("rounding", "cvxq")(), index.resolve("rounding", "cvxq")("gram")],
         "mixed-columns": [  # the laws compare with the coder's own grid, so what replaces it is finer

@@ -7,7 +7,8 @@ a small matrix the books are most of it: 2 x 256 x 8 on 256 x 256 weights are 2 
 one code below words^K <= 65536, so two books of 256 take two bytes. The books start as k-means of what those before have left,
 and rounding/aqlm.py then fits them to the layer's output. Differs from AQLM: scales start as root mean squares, clusters weigh
 errors by s^2 and, if `weighted`, by the inputs' second moments; the nearest sum is found exactly and not by a beam, so that this
-is a grid of points like any other and GPTQ, coordinate descent and trained codes work on it.
+is a grid of points like any other and GPTQ, coordinate descent and trained codes work on it. Fewer iterations: what is
+lost is found again by Aqlm.
 """
 
 from dataclasses import dataclass
@@ -24,14 +25,15 @@ from bitwright.grids.scales import Float as FloatScale
 
 @dataclass(frozen=True)
 class Additive:
-    """`books` books of `words` words of `width` weights, each placed in at most `rounds` iterations; `scale` of a group, or none."""
+    """`books` books of `words` words of `width` weights, each placed in at most `rounds` iterations; `scale`: how that of a group
+    is stored, or none."""
 
     books: int = 2
     words: int = 256
     width: int = 8
     scale: FloatScale | None = FloatScale()
     weighted: bool = False
-    rounds: int = 100
+    rounds: int = 25
 
     def __post_init__(self) -> None:
         if not (1 <= self.books <= 8 and 2 <= self.words <= 4096 and 2 <= self.width <= 16 and self.rounds >= 0):

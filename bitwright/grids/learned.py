@@ -25,13 +25,20 @@ LARGEST = torch.finfo(torch.float16).max
 class Learned(Grid, Protocol):
     """A grid of learned points: codes are `books` digits below `words`, the first book's the lowest."""
 
-    books: int
-    scale: FloatScale | None
-    weighted: bool
-    rounds: int
+    @property
+    def books(self) -> int: ...
 
     @property
     def words(self) -> int: ...
+
+    @property
+    def scale(self) -> FloatScale | None: ...
+
+    @property
+    def weighted(self) -> bool: ...
+
+    @property
+    def rounds(self) -> int: ...
 
 
 def leaves(count: int, scale: FloatScale | None) -> dict[str, Leaf]:

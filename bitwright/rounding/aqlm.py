@@ -9,9 +9,10 @@ codes    runs of inputs in random order, all rows in parallel: with R = E H and 
          and R follows by a product of rank `width` for the rows that changed
 
 No step raises the objective: books and scales count as stored in fp16 and go back where they lose, a code moves only for a gain.
-Differs from the released code: conjugate gradients and a solution instead of 100 steps of Adam; the codes begin as `first` leaves
-them (GPTQ on the grid's own points) and not as k-means does; the beam holds the books of one run of inputs, not whole rows, so that
-R stays one matrix. Bands on other grids keep what `first` gave them. An epoch costs some (steps + 2) out inp^2.
+Differs from the released code: conjugate gradients and a solution instead of 100 steps of Adam (ten are as good as thirty); the
+codes begin as `first` leaves them (GPTQ on the grid's own points) and not as k-means does; the beam holds the books of one run of
+inputs, not whole rows, so that R stays one matrix. Bands on other grids keep what `first` gave them. An epoch costs some
+(steps + 2) out inp^2.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright.calibrate.stats import Known
@@ -30,6 +30,7 @@ from bitwright.rounding.aqlm_steps import Part
 from bitwright.rounding.base import Rounding
 from bitwright.rounding.gptq import GPTQ
 from bitwright.terms.base import Json, Terms, decode
+from bitwright.terms.coded import Coded
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Aqlm:
     epochs: int = 30
     tol: float = 0.01
     beam: int = 1
-    steps: int = 30
+    steps: int = 10
     first: Rounding = GPTQ()
     seed: int = 0
 
@@ -52,7 +53,7 @@ class Aqlm:
         H = known.gram.to(W.dtype)
         told = [dict(meta) for meta in self.metas((W.shape[0], W.shape[1]), coder.bands)]
         terms = start if start and [t.meta() for t in start] == told else self.first(W, coder, known)
-        parts = {i: Part.of(term, H) for i, term in enumerate(terms) if isinstance(getattr(term, "grid", None), Learned)}
+        parts = {i: Part.of(term, H) for i, term in enumerate(terms) if isinstance(term, Coded) and isinstance(term.grid, Learned)}
         if not parts:
             known.note(f"no grid here has points to learn: this is plain {type(self.first).__name__}")
             return terms

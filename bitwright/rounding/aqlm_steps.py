@@ -17,7 +17,7 @@ Pair = tuple[Float[Tensor, "out inp"], Float[Tensor, "out inp"]]
 
 @dataclass(eq=False)
 class Part:
-    """`books` and `scale` [groups, 1] as stored, `digits` of every code; `columns` of the matrix that it covers, H among them all."""
+    """`model` with other `books`, `scale` and `digits`: numbers as stored. `columns` are those of the matrix that it covers."""
 
     model: Coded
     H: Float[Tensor, "inp inp"]
@@ -55,22 +55,22 @@ class Part:
 
     # --- books ---------------------------------------------------------------------------------------------------------------
 
-    def gathered(self, x: Float[Tensor, "out k"]) -> Float[Tensor, "books words v"]:
-        """The transpose of what makes weights of words."""
+    def gathered(self, x: Float[Tensor, "out k"]) -> Float[Tensor, "n v"]:
+        """The transpose of what makes weights of words: one row for every word of every book."""
         v = self.books.shape[2]
         y = (self.spread(self.scale)[..., None] * x.view(*self.digits.shape[1:], v)).view(-1, v)
-        return torch.stack([torch.zeros_like(b).index_add_(0, d.flatten(), y) for b, d in zip(self.books, self.digits)])
+        return torch.cat([torch.zeros_like(b).index_add_(0, d.flatten(), y) for b, d in zip(self.books, self.digits)])
 
     def fit_books(self, E: Float[Tensor, "out inp"], R: Float[Tensor, "out inp"], steps: int) -> Pair:
         H = self.H[self.columns][:, self.columns]
         s = self.spread(self.scale)[..., None].expand(-1, -1, self.books.shape[2]).flatten(1)
         pivot = self.gathered(s * H.diagonal())
         pivot = torch.where(pivot > 0, pivot, torch.inf)  # words without a say stay where they are
-        rest, step = self.gathered(R[:, self.columns]), torch.zeros_like(self.books)
+        rest, step = self.gathered(R[:, self.columns]), torch.zeros_like(pivot)
         ahead = z = rest / pivot
         power = inner(rest, z)
         for _ in range(steps):
-            pulled = self.gathered(pull(self.values(ahead, self.scale), H))
+            pulled = self.gathered(pull(self.values(ahead.view_as(self.books), self.scale), H))
             if not (curve := inner(ahead, pulled)) > 0:
                 break
             step = step + power / curve * ahead
@@ -80,7 +80,7 @@ class Part:
             if not power > 1e-10 * last:
                 break
             ahead = z + power / last * ahead
-        new = stored(self.books + step, 1).to(E.dtype).view(self.books.shape)
+        new = stored(self.books + step.view_as(self.books), 1).to(E.dtype).view(self.books.shape)
         found = self.moved(E, self.values(new - self.books, self.scale))
         if not inner(*found) < inner(E, R):
             return E, R
@@ -98,11 +98,11 @@ class Part:
         H, U = self.H[self.columns][:, self.columns], self.values(self.books, torch.ones_like(self.scale))
         size = U.shape[1] // across
 
-        def blocks(x: Float[Tensor, "out k"]) -> Float[Tensor, "down across"]:
+        def blocks(x: Float[Tensor, "rows k"]) -> Float[Tensor, "blocks groups"]:
             return x.view(down, out // down, across, size).sum((1, 3))
 
         at = [slice(g * size, (g + 1) * size) for g in range(across)]
-        A = torch.stack([blocks(pull(U[:, g], H[g]) * U) for g in at], 1)
+        A = torch.stack([blocks(U[:, g] @ H[g] * U) for g in at], 1)
         ridge = 1e-6 * A.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + torch.finfo(A.dtype).tiny
         step = torch.linalg.solve(
             A + ridge * torch.eye(across, dtype=A.dtype, device=A.device), blocks(R[:, self.columns] * U)[..., None]

@@ -9,8 +9,8 @@ from typing import no_type_check
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
 from jaxtyping import Float as Floats
+from jaxtyping import Float64, Int64
 from numba import njit, prange
 from torch import Tensor
 
