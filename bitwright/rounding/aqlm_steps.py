@@ -11,6 +11,7 @@ from bitwright.grids.learned import Learned, digits, joined, scales, stored, sum
 from bitwright.linalg import inner, pull
 from bitwright.terms.coded import Coded, narrowed
 
+DONE = 1e-10  # of the squared gradient
 ROUNDING = 1e-7  # a gain this small against what it is the difference of is none
 Pair = tuple[Float[Tensor, "out inp"], Float[Tensor, "out inp"]]
 
@@ -68,7 +69,7 @@ class Part:
         pivot = torch.where(pivot > 0, pivot, torch.inf)  # words without a say stay where they are
         rest, step = self.gathered(R[:, self.columns]), torch.zeros_like(pivot)
         ahead = z = rest / pivot
-        power = inner(rest, z)
+        power = start = inner(rest, z)
         for _ in range(steps):
             pulled = self.gathered(pull(self.values(ahead.view_as(self.books), self.scale), H))
             if not (curve := inner(ahead, pulled)) > 0:
@@ -77,7 +78,7 @@ class Part:
             rest = rest - power / curve * pulled
             z = rest / pivot
             power, last = inner(rest, z), power
-            if not power > 1e-10 * last:
+            if not power > DONE * start:  # beyond, what is left is rounding, and books that undo each other drift
                 break
             ahead = z + power / last * ahead
         new = stored(self.books + step.view_as(self.books), 1).to(E.dtype).view(self.books.shape)
@@ -104,9 +105,8 @@ class Part:
         at = [slice(g * size, (g + 1) * size) for g in range(across)]
         A = torch.stack([blocks(U[:, g] @ H[g] * U) for g in at], 1)
         ridge = 1e-6 * A.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + torch.finfo(A.dtype).tiny
-        step = torch.linalg.solve(
-            A + ridge * torch.eye(across, dtype=A.dtype, device=A.device), blocks(R[:, self.columns] * U)[..., None]
-        )
+        eye = torch.eye(across, dtype=A.dtype, device=A.device)
+        step = torch.linalg.solve(A + ridge * eye, blocks(R[:, self.columns] * U)[..., None])
         new = codec.read(codec.store(self.scale + step.view(-1, 1))).to(E.dtype)
         then = self.moved(E, self.values(self.books, new - self.scale))
         losses = [(e * r).view(down, -1).sum(1, dtype=torch.float64) for e, r in (then, (E, R))]
