@@ -109,11 +109,11 @@ def fit(grid: Learned, x: Float[Tensor, "g n"], weight: Float[Tensor, "g n"] | N
         return {"book": kin.shared["book"], **own}
     s = torch.ones_like(x[:, :1]) if grid.scale is None else grid.scale.read(own["scale"]).to(x.dtype)
     rest = (x / s).view(-1, grid.width)
-    d = (prices(grid, x, weight) * s.square()).view(-1, grid.width)
+    d = (prices(grid, x, weight) * s.square()).view(-1, grid.width).mean(1)
     books = []
     for k in range(grid.books):
         found = kmeans(rest, d, grid.words, grid.rounds, k).clamp(-LARGEST, LARGEST).half().to(x.dtype)
-        rest = rest - found[closest(rest, d, found)]
+        rest = rest - found[closest(rest, found)]
         books.append(found)
     return {"book": stored(torch.stack(books), len(x)), **own}
 

@@ -1,5 +1,7 @@
 """Card vq4dit, its codebook only: what is stored, k-means that finds clusters, and what a scale per row is worth."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -31,30 +33,30 @@ def test_bits_are_those_of_the_card_and_one_book_per_layer(levels: int, width: i
 def test_planted_clusters_are_found():
     centres = 10 * torch.randn(16, 4)
     x = centres[torch.arange(1600) % 16] + 0.01 * torch.randn(1600, 4)
-    found = kmeans(x, torch.ones_like(x), 16, 20, seed=0)
+    found = kmeans(x, torch.ones(1600), 16, 20, seed=0)
     assert torch.cdist(centres, found).amin(1).max() < 0.01
 
 
 def test_no_iteration_raises_the_weighted_error_and_words_are_the_means_of_their_vectors():
-    x, d = torch.randn(3000, 4).double(), torch.rand(3000, 4).double() ** 4
+    x, d = torch.randn(3000, 4).double(), torch.rand(3000).double() ** 4
     losses = []
     for rounds in range(0, 40, 3):  # 3000 vectors are fewer than 64 for each of 64 words: every iteration sees all of them
         C = kmeans(x, d, 64, rounds, seed=0)
-        losses.append(float((d * (x - C[closest(x, d, C)]).square()).sum()))
-    assert all(b <= a * (1 + 1e-12) for a, b in zip(losses, losses[1:])) and losses[-1] < 0.9 * losses[0]
+        losses.append(float(d @ (x - C[closest(x, C)]).square().sum(1)))
+    assert all(b <= a * (1 + 1e-12) for a, b in pairwise(losses)) and losses[-1] < 0.9 * losses[0]
     C = kmeans(x, d, 64, 2000, seed=0)
-    c = closest(x, d, C)
+    c = closest(x, C)
     for word in range(64):
         mine = c == word
-        assert torch.allclose(C[word], (d[mine] * x[mine]).sum(0) / d[mine].sum(0))
+        assert torch.allclose(C[word], d[mine] @ x[mine] / d[mine].sum())
 
 
-def test_a_sample_for_the_first_iterations_costs_next_to_nothing():
-    x = torch.randn(8000, 4)
-    ones = torch.ones_like(x)
-    losses = [float((x - C[closest(x, ones, C)]).square().sum()) for C in (kmeans(x, ones, w, 60, 0) for w in (32,))]
-    whole = kmeans(x[:2048], ones[:2048], 32, 60, 0)
-    assert losses[0] < float((x - whole[closest(x, ones, whole)]).square().sum()) * 1.02
+def test_a_sample_is_only_the_beginning():
+    x, ones = torch.randn(8000, 4), torch.ones(8000)
+    told = []
+    for C in (kmeans(x, ones, 32, 60, seed=0), kmeans(x[:2048], ones[:2048], 32, 60, seed=0)):
+        told.append(float((x - C[closest(x, C)]).square().sum()))
+    assert told[0] < told[1]  # and the iterations on all of them are worth something
 
 
 def test_vectors_of_four_beat_scalars_of_two_bits():
