@@ -4,6 +4,7 @@ from itertools import pairwise, product
 
 import pytest
 import torch
+from matrices import differ, module
 from torch import Tensor
 
 from bitwright.calibrate.stats import Known
@@ -76,6 +77,13 @@ def test_the_compiled_search_finds_what_the_exhaustive_one_finds(grid: Grid):
                 with dispatch.only(name):
                     found.append((x - decode(coder.terms(x))).view(-1, grid.width).norm(dim=1))
             assert torch.allclose(*found, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("grid", [Additive(rounds=3), Additive(1, 256, 4, rounds=3), Codebook(64, 2, rounds=3)], ids=str)
+def test_a_product_by_look_up_is_that_of_the_decoded_matrix(grid: Grid):
+    """The card's fourth check asks for 1e-3."""
+    linear, x = module(Coder.fit(torch.randn(100, 64), [Band(grid, ROWS)]).terms(torch.randn(100, 64))), torch.randn(3, 64)
+    assert differ(linear, x) < 1e-6
 
 
 # --- B. half-steps -----------------------------------------------------------------------------------------------------------
