@@ -223,7 +223,7 @@ def fused_tops(plan: Plan, here: Mapping[str, Site], prefix: str) -> dict[str, P
         bands = [plan.sites[name].bands[0] for name in names]
         if len(names) > 1 and all((b.grid, b.layout) == (bands[0].grid, bands[0].layout) for b in bands):
             grid: Any = bands[0].grid
-            whole = [name for name, leaf in grid.leaves.items() if leaf.shared == "tensor"]
+            whole = [name for name, leaf in grid.leaves.items() if leaf.shared == "tensor" and name.endswith("_top")]
             if whole:
                 groups = torch.cat([band.layout.split(here[name].matrix()) for name, band in zip(names, bands)])
                 p = replace(grid, by=AbsMax()).fit(groups)

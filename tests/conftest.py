@@ -70,6 +70,7 @@ def grids() -> dict[str, list[Any]]:
     tables = index.load("bitwright.grids.table:TABLES")
     ragged, compand = index.resolve("grids", "ragged"), index.resolve("grids", "compand")
     squares, floats = index.resolve("fits", "least-squares"), index.resolve("scales", "float")
+    book, sums = index.resolve("grids", "codebook"), index.resolve("grids", "additive")
     least, coarse = squares(), squares("imatrix", 8, 2)
     turned = second(64, 2, signed=True)
     return {
@@ -104,6 +105,8 @@ def grids() -> dict[str, list[Any]]:
         "nested": [nested(by=by_all[1]), nested(shared=True), nested(4, (4, 2), False, by=by_all[2])],
         "trit-planes": [trits(2), trits(3), trits(2, weighted=True), trits(1), trits(2, scale=variants("scales")[1])],
         "ragged": [ragged(), ragged(1.0), ragged(2.4, 5), ragged(4.0, whole=True), ragged(0.5), ragged(2.4, search=True)],
+        "codebook": [book(16, 2), book(8, 4, scale=floats(), weighted=True), book(256, 8, floats("float32"), rounds=5)],
+        "additive": [sums(2, 8, 4), sums(3, 4, 2, weighted=True), sums(2, 16, 8, None), sums(1, 16, 2)],
         "compand": [compand(), compand(1.0, 2), compand(3.0, points="lloyd-max"), compand(2.5, search=False), compand(0.5)],
     }
 
@@ -117,6 +120,8 @@ def few_grids() -> dict[str, list[Any]]:
         "offset": [offset(8), offset(4, scale=second(16, "row"), minimum=second(16, "row", least=0))],
         "table": [table("nf4"), table("ternary", polish=2), table("roots4"), table("e2m1", scale=e4m3())],
         "trit-planes": [trits(2)],
+        "codebook": [index.resolve("grids", "codebook")(16, 2)],
+        "additive": [index.resolve("grids", "additive")(2, 8, 4)],
         "ragged": [index.resolve("grids", "ragged")(2.4)],
         "compand": [index.resolve("grids", "compand")(2.0, points="lloyd-max", search=False)],
     }
@@ -137,6 +142,7 @@ def roundings() -> dict[str, list[Any]]:
         + [gptq(block=8), gptq.llm_compressor(), gptq.gptqmodel()],
         "quantease": [ease(iters=8), ease(iters=3, relax_until=0)],
         "quantease-outlier": [outlier(0.02, iters=4), outlier(0.0), outlier(0.02, iters=2, first=nearest())],
+        "aqlm": [index.resolve("rounding", "aqlm")(4), index.resolve("rounding", "aqlm")(3, beam=3)],
         "baq": [baq(), baq(order="descending", runs=2, last=chain((gptq(), ease(iters=2))))],
         "cvxq": [index.resolve("rounding", "cvxq")(), index.resolve("rounding", "cvxq")("gram")],
         "mixed-columns": [  # the laws compare with the coder's own grid, so what replaces it is finer

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from bitwright.coder import Coder
 from bitwright.kernels.packed import Packed
 
+SUMS = 1 << 23  # distances held at a time
+
 
 def gptq_block(
     block: Float[Tensor, "out b"], U: Float[Tensor, "b b"], coder: Coder, cols: Ints[Tensor, "b"], widths: Sequence[int]
@@ -51,3 +53,10 @@ def descent(
 
 def matmul(x: Float[Tensor, "n inp"], packed: Packed) -> Float[Tensor, "n out"]:
     return nn.functional.linear(x, packed.weight().to(x.dtype))
+
+
+def nearest_sum(x: Float[Tensor, "n w"], first: Float[Tensor, "i w"], last: Float[Tensor, "j w"]) -> Ints[Tensor, "n"]:
+    """In fp64: as products, distances lose half their digits."""
+    sums = (first.double()[None] + last.double()[:, None]).flatten(0, 1)
+    size, step = sums.square().sum(1), max(1, SUMS // len(sums))
+    return torch.cat([torch.addmm(size, part.double(), sums.T, alpha=-2).argmin(1) for part in x.split(step)])
