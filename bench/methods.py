@@ -46,7 +46,13 @@ NAMED: dict[str, dict[str, Any]] = {  # case -> options of the recipe of the sam
     "baq-improved": {"improved": True},
     "cvxq": {"group": 64},
 }
-AS = {"discquant-clip1": "discquant", "straight-through": "pv-tuning", "parameters": "pv-tuning", "baq-improved": "baq", "tuned-blocks": "tuned"}
+AS = {
+    "discquant-clip1": "discquant",
+    "straight-through": "pv-tuning",
+    "parameters": "pv-tuning",
+    "baq-improved": "baq",
+    "tuned-blocks": "tuned",
+}
 
 
 def recipe_of(case: str, budget: float) -> Recipe:

@@ -14,7 +14,7 @@ from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright.grids.base import Grid, Kin, Leaf, Params
-from bitwright.grids.kmeans import closest, kmeans
+from bitwright.grids.clusters import closest, kmeans
 from bitwright.grids.scales import Float as FloatScale
 from bitwright.kernels import dispatch
 

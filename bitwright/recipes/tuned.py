@@ -1,5 +1,5 @@
-"""tuned: our default where quality counts more than minutes: `best`, then weights and ranges moved together block by block, then codes
-and parameters of the whole model by its logits. Each step is kept only where text that it was not fitted to says so. The last step
+"""tuned: where quality counts more than minutes: `best`, then weights and ranges moved together block by block, then codes and
+parameters of the whole model by its logits. Each step is kept only where text that it was not fitted to says so. The last step
 holds the model in fp32. Cards: baselines, quantease, adaquant, pv-tuning."""
 
 from bitwright.recipe import Recipe

@@ -9,9 +9,9 @@ from torch import Tensor
 from bitwright.coder import Band, Coder
 from bitwright.errors import BadRequest
 from bitwright.grids.base import Grid
+from bitwright.grids.clusters import closest, kmeans
 from bitwright.grids.codebook import Codebook
 from bitwright.grids.integer import Integer
-from bitwright.grids.kmeans import closest, kmeans
 from bitwright.grids.scales import Float
 from bitwright.layout import Layout
 from bitwright.terms.base import decode, stored_bits
