@@ -21,6 +21,7 @@ PARTS: dict[str, dict[str, str]] = {
         "ragged": "bitwright.grids.ragged:Ragged",
         "compand": "bitwright.grids.compand:Compand",
         "nested": "bitwright.grids.nested:Nested",
+        "points": "bitwright.grids.points:Points",
     },
     "layouts": {
         "layout": "bitwright.layout:Layout",
@@ -30,6 +31,7 @@ PARTS: dict[str, dict[str, str]] = {
         "mse": "bitwright.grids.fit:Mse",
         "imatrix": "bitwright.grids.fit:Imatrix",
         "least-squares": "bitwright.grids.least_squares:LeastSquares",
+        "kmeans-dp": "bitwright.grids.kmeans:KMeans",
     },
     "scales": {
         "float": "bitwright.grids.scales:Float",
@@ -58,6 +60,7 @@ PARTS: dict[str, dict[str, str]] = {
         "cvxq": "bitwright.rounding.cvxq:Cvxq",
         "mixed-columns": "bitwright.rounding.mixed_columns:MixedColumns",
         "double-rounding": "bitwright.rounding.double_rounding:DoubleRounding",
+        "dense-and-sparse": "bitwright.rounding.dense_and_sparse:DenseAndSparse",
     },
     "corrections": {
         "lorc": "bitwright.corrections.lorc:Lorc",
@@ -110,6 +113,7 @@ RECIPES: dict[str, str] = {
     "fast-2bit": "bitwright.recipes.fast_2bit:fast_2bit",
     "ptq1-61": "bitwright.recipes.ptq1_61:ptq1_61",
     "double-rounding": "bitwright.recipes.double_rounding:double_rounding",
+    "squeezellm": "bitwright.recipes.squeezellm:squeezellm",
 }
 
 FORMATS: dict[str, str] = {  # what `export` writes and opens

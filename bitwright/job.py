@@ -183,10 +183,10 @@ class Job:
 
     def work(self, road: Road, state: Mapping[str, Any]) -> None:
         """The road with batches that the device's memory holds: halved where it does not, from the last finished block on."""
-        needs = self.plan.recipe.needs
+        needs = [n for n in self.plan.recipe.needs if n not in GRADIENTS]  # those are in the store by now
         while True:
             try:
-                if road.store and self.data and not road.store.full(self.plan.blocks, needs):
+                if road.store and self.data and needs and not road.store.full(self.plan.blocks, needs):
                     collect(
                         road.store,
                         self.source,

@@ -69,6 +69,7 @@ def grids() -> dict[str, list[Any]]:
     second, nested = index.resolve("scales", "second-level"), index.resolve("grids", "nested")
     tables = index.load("bitwright.grids.table:TABLES")
     ragged, compand = index.resolve("grids", "ragged"), index.resolve("grids", "compand")
+    points, means = index.resolve("grids", "points"), index.resolve("fits", "kmeans-dp")
     squares, floats = index.resolve("fits", "least-squares"), index.resolve("scales", "float")
     least, coarse = squares(), squares("imatrix", 8, 2)
     turned = second(64, 2, signed=True)
@@ -103,6 +104,7 @@ def grids() -> dict[str, list[Any]]:
         "menu": [index.resolve("grids", "menu")(by=by) for by in by_all[:3]],
         "nested": [nested(by=by_all[1]), nested(shared=True), nested(4, (4, 2), False, by=by_all[2])],
         "trit-planes": [trits(2), trits(3), trits(2, weighted=True), trits(1), trits(2, scale=variants("scales")[1])],
+        "points": [points(), points(4, means("diagonal"), "float32"), points(16, means("even")), points(8, by_all[1])],
         "ragged": [ragged(), ragged(1.0), ragged(2.4, 5), ragged(4.0, whole=True), ragged(0.5), ragged(2.4, search=True)],
         "compand": [compand(), compand(1.0, 2), compand(3.0, points="lloyd-max"), compand(2.5, search=False), compand(0.5)],
     }
@@ -118,6 +120,7 @@ def few_grids() -> dict[str, list[Any]]:
         "table": [table("nf4"), table("ternary", polish=2), table("roots4"), table("e2m1", scale=e4m3())],
         "trit-planes": [trits(2)],
         "ragged": [index.resolve("grids", "ragged")(2.4)],
+        "points": [index.resolve("grids", "points")(2)],  # of sixteen numbers: with many points nothing is left to compensate
         "compand": [index.resolve("grids", "compand")(2.0, points="lloyd-max", search=False)],
     }
 
@@ -137,6 +140,9 @@ def roundings() -> dict[str, list[Any]]:
         "quantease-outlier": [outlier(0.02, iters=4), outlier(0.0), outlier(0.02, iters=2, first=nearest())],
         "baq": [baq(), baq(order="descending", runs=2, last=chain((gptq(), ease(iters=2))))],
         "cvxq": [index.resolve("rounding", "cvxq")(), index.resolve("rounding", "cvxq")("gram")],
+        "dense-and-sparse": [
+            index.resolve("rounding", "dense-and-sparse")(*shares) for shares in ((0.01, 0.02), (0.02, 0.05), (0.0, 0.0))
+        ],
         "mixed-columns": [  # the laws compare with the coder's own grid, so what replaces it is finer
             mixed(by="hessian", block=4, high=fine, group=8, outliers=0.02),
             *(mixed(share, by, 4, fine, 8) for share, by in ((0.25, "range"), (0.5, "input"), (0.25, "weight"), (0.0, "range"))),

@@ -30,7 +30,11 @@ MATMUL = {
     "numba": ("bitwright.kernels.numba.matmul", "cpu"),
     "reference": ("bitwright.kernels.reference", None),
 }
-ENTRIES = {"gptq_block": SWEEP, "descent": SWEEP, "matmul": MATMUL}
+KMEANS = {
+    "numba": ("bitwright.kernels.numba.kmeans", "cpu"),
+    "reference": ("bitwright.kernels.reference", None),
+}
+ENTRIES = {"gptq_block": SWEEP, "descent": SWEEP, "matmul": MATMUL, "kmeans": KMEANS}
 _forced: ContextVar[str | None] = ContextVar("forced", default=None)
 
 
@@ -85,3 +89,8 @@ def descent(
 def matmul(x: Float[Tensor, "n inp"], packed: Packed) -> Float[Tensor, "n out"]:
     """x W^t in the type of x."""
     return call("matmul", x, packed)
+
+
+def kmeans(x: Float[Tensor, "g n"], price: Float[Tensor, "g n"], count: int) -> Float[Tensor, "g count"]:
+    """The `count` points of every group that leave the least priced squared error, ascending. fp64; `x` ascends."""
+    return call("kmeans", x, price, count)
