@@ -69,9 +69,10 @@ def spent(job: Job, store: Store, held: Windows | None, batch: int, device: torc
     """The job by a recipe in which every unit has its choice."""
     allocation: Any = job.recipe.allocation
     menu = Menu.of(job.source, job.recipe, job.plan.wiring, job.form, job.strict)
-    budget = None if job.recipe.budget is None else menu.budget(job.recipe)  # refused before anything is measured
+    budget = menu.budget(job.recipe) if job.recipe.bound is None else None  # refused before anything is measured
+    needs = tuple(sorted({*job.recipe.needs, "gram"}))  # what a choice loses is judged at the outputs, by whatever it was rounded
     windows = held or (job.data.take(ROWS) if job.data is not None else None)
-    found = RoundedCandidates(job.source, job.plan.wiring, menu, job.recipe.needs, store, windows, device, progress)
+    found = RoundedCandidates(job.source, job.plan.wiring, menu, needs, store, windows, device, progress)
     loss = losses(job, allocation, found, batch)
     choice = under(found, allocation, loss, job.recipe.bound) if budget is None else allocation(loss, menu.price, budget)
     return job.following(menu.spent(job.recipe, choice), told(job, allocation, menu, loss, choice))

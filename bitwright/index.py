@@ -113,6 +113,7 @@ RECIPES: dict[str, str] = {
     "fast-2bit": "bitwright.recipes.fast_2bit:fast_2bit",
     "ptq1-61": "bitwright.recipes.ptq1_61:ptq1_61",
     "double-rounding": "bitwright.recipes.double_rounding:double_rounding",
+    "adadim": "bitwright.recipes.adadim:adadim",
     "squeezellm": "bitwright.recipes.squeezellm:squeezellm",
 }
 

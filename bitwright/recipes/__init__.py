@@ -5,6 +5,7 @@ from typing import Any
 
 from bitwright import index
 from bitwright.errors import BadRequest
+from bitwright.recipes.adadim import adadim as adadim
 from bitwright.recipes.baq import baq as baq
 from bitwright.recipes.best import best as best
 from bitwright.recipes.bitmod import bitmod as bitmod
