@@ -31,6 +31,8 @@ PARTS: dict[str, dict[str, str]] = {
         "mse": "bitwright.grids.fit:Mse",
         "imatrix": "bitwright.grids.fit:Imatrix",
         "least-squares": "bitwright.grids.least_squares:LeastSquares",
+        "hqq-minimum": "bitwright.grids.hqq:Hqq",
+        "awq-clip": "bitwright.grids.awq_clip:AwqClip",
         "kmeans-dp": "bitwright.grids.kmeans:KMeans",
     },
     "scales": {
@@ -113,6 +115,7 @@ RECIPES: dict[str, str] = {
     "fast-2bit": "bitwright.recipes.fast_2bit:fast_2bit",
     "ptq1-61": "bitwright.recipes.ptq1_61:ptq1_61",
     "double-rounding": "bitwright.recipes.double_rounding:double_rounding",
+    "hqq": "bitwright.recipes.hqq:hqq",
     "adadim": "bitwright.recipes.adadim:adadim",
     "squeezellm": "bitwright.recipes.squeezellm:squeezellm",
 }

@@ -71,6 +71,7 @@ def grids() -> dict[str, list[Any]]:
     ragged, compand = index.resolve("grids", "ragged"), index.resolve("grids", "compand")
     points, means = index.resolve("grids", "points"), index.resolve("fits", "kmeans-dp")
     squares, floats = index.resolve("fits", "least-squares"), index.resolve("scales", "float")
+    minimal = index.resolve("fits", "hqq-minimum")()
     least, coarse = squares(), squares("imatrix", 8, 2)
     turned = second(64, 2, signed=True)
     return {
@@ -99,6 +100,7 @@ def grids() -> dict[str, list[Any]]:
             offset(16, by_all[-1], second(64, 2), second(64, 2, least=0)),
             *(offset(n, by, second(n, 2), second(n, 2, least=0)) for n, by in ((4, least), (16, coarse), (16, squares("even")))),
             offset(16, least),
+            *(offset(n, minimal, minimum=floats(signed=signed)) for n, signed in ((4, False), (16, True))),
             offset(16, coarse, minimum=floats(signed=True)),
         ],
         "menu": [index.resolve("grids", "menu")(by=by) for by in by_all[:3]],

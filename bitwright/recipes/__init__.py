@@ -16,6 +16,7 @@ from bitwright.recipes.fast_2bit import fast_2bit as fast_2bit
 from bitwright.recipes.flexq import flexq as flexq
 from bitwright.recipes.fp_diffusion import fp_diffusion as fp_diffusion
 from bitwright.recipes.gptq import gptq as gptq
+from bitwright.recipes.hqq import hqq as hqq
 from bitwright.recipes.int_vs_fp import int_vs_fp as int_vs_fp
 from bitwright.recipes.ptq1_61 import ptq1_61 as ptq1_61
 from bitwright.recipes.ptqtp import ptqtp as ptqtp
