@@ -62,6 +62,7 @@ PARTS: dict[str, dict[str, str]] = {
         "cvxq": "bitwright.rounding.cvxq:Cvxq",
         "mixed-columns": "bitwright.rounding.mixed_columns:MixedColumns",
         "double-rounding": "bitwright.rounding.double_rounding:DoubleRounding",
+        "spqr-gptq": "bitwright.rounding.spqr:SpQR",
         "dense-and-sparse": "bitwright.rounding.dense_and_sparse:DenseAndSparse",
     },
     "corrections": {
@@ -117,6 +118,7 @@ RECIPES: dict[str, str] = {
     "double-rounding": "bitwright.recipes.double_rounding:double_rounding",
     "hqq": "bitwright.recipes.hqq:hqq",
     "adadim": "bitwright.recipes.adadim:adadim",
+    "spqr": "bitwright.recipes.spqr:spqr",
     "squeezellm": "bitwright.recipes.squeezellm:squeezellm",
 }
 

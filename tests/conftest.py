@@ -142,6 +142,7 @@ def roundings() -> dict[str, list[Any]]:
         "quantease-outlier": [outlier(0.02, iters=4), outlier(0.0), outlier(0.02, iters=2, first=nearest())],
         "baq": [baq(), baq(order="descending", runs=2, last=chain((gptq(), ease(iters=2))))],
         "cvxq": [index.resolve("rounding", "cvxq")(), index.resolve("rounding", "cvxq")("gram")],
+        "spqr-gptq": [index.resolve("rounding", "spqr-gptq")(*given) for given in ((0.02,), (0.0, "natural"))],
         "dense-and-sparse": [
             index.resolve("rounding", "dense-and-sparse")(*shares) for shares in ((0.01, 0.02), (0.02, 0.05), (0.0, 0.0))
         ],

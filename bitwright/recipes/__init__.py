@@ -23,6 +23,7 @@ from bitwright.recipes.ptqtp import ptqtp as ptqtp
 from bitwright.recipes.quantease import quantease as quantease
 from bitwright.recipes.quantease_outlier import quantease_outlier as quantease_outlier
 from bitwright.recipes.rtn import rtn as rtn
+from bitwright.recipes.spqr import spqr as spqr
 from bitwright.recipes.squeezellm import squeezellm as squeezellm
 from bitwright.recipes.zeroquant_v2 import zeroquant_v2 as zeroquant_v2
 
