@@ -1,7 +1,7 @@
 """The values of tables, by name. Scalar tables ascend: nearest is a search; engines' order of codes is the exporters' business.
 
-Small floats eXmY have X bits of exponent and Y of mantissa, subnormals, no infinity, and one zero; without mantissa they are powers of
-two. BitMoD's fp3 and fp4 have one value more where a small float has minus zero. Cards: formats (section 1), bitmod.
+Small floats eXmY have X bits of exponent and Y of mantissa, subnormals, no infinity, and one zero; without mantissa they are powers
+of two. BitMoD's fp3 and fp4 have one value more where a small float has minus zero. Cards: formats (section 1), bitmod.
 """
 
 NF4 = (
