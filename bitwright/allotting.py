@@ -71,9 +71,10 @@ def spent(job: Job, store: Store, held: Windows | None, batch: int, device: torc
     if isinstance(allocation, Proposing) and job.recipe.budget is None:
         raise BadRequest("This allocation proposes models for a budget; give --budget or --size, or --kl with another allocation.")
     menu = Menu.of(job.source, job.recipe, job.plan.wiring, job.form, job.strict)
-    budget = None if job.recipe.budget is None else menu.budget(job.recipe)  # refused before anything is measured
+    budget = menu.budget(job.recipe) if job.recipe.bound is None else None  # refused before anything is measured
+    needs = tuple(sorted({*job.recipe.needs, "gram"}))  # what a choice loses is judged at the outputs, by whatever it was rounded
     windows = held or (job.data.take(ROWS) if job.data is not None else None)
-    found = RoundedCandidates(job.source, job.plan.wiring, menu, job.recipe.needs, store, windows, device, progress)
+    found = RoundedCandidates(job.source, job.plan.wiring, menu, needs, store, windows, device, progress)
     if budget is not None and isinstance(allocation, Proposing):
         loss, choice = proposed(job, allocation, found, budget, batch)
     else:

@@ -205,6 +205,38 @@ def load(
 
 
 @app.command()
+def sensitivity(
+    model: Model,
+    weights: Annotated[str, typer.Option(help="Bits of weights, separated by commas.")] = "8,4,3",
+    inputs: Annotated[str, typer.Option(help="Bits of the matrices' inputs, separated by commas.")] = "8",
+    group: Annotated[int, typer.Option(help="Weights that share a scale; 0: the whole row.")] = 64,
+    data: Data = "stdlib",
+    samples: Samples = 32,
+    length: Length = 512,
+    as_json: Json = False,
+) -> None:
+    """What quantizing weights, inputs, or both by plain rounding does to perplexity, and its class (1 to 3)."""
+    from bitwright import table
+    from bitwright.sensitivity import sensitivity as run
+    from bitwright.sensitivity import to_json
+
+    with console.progress() as bar:
+        found = run(model, whole_numbers(weights), whole_numbers(inputs), group or None, data, samples, length, bar)
+    if as_json:
+        print(json.dumps(to_json(found), indent=1))
+    else:
+        table.sensitivity(found, console.out)
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Raises BadRequest where one is none."""
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise BadRequest(f"{text!r} is no list of whole numbers; write them like 8,4.") from None
+
+
+@app.command()
 def inspect(directory: Annotated[Path, typer.Argument(help="A compressed model.")], as_json: Json = False) -> None:
     """The ledger: every tensor of a compressed model, its type, shape and bytes, and that they add up."""
     from bitwright import table

@@ -23,6 +23,7 @@ PARTS: dict[str, dict[str, str]] = {
         "nested": "bitwright.grids.nested:Nested",
         "codebook": "bitwright.grids.codebook:Codebook",
         "additive": "bitwright.grids.additive:Additive",
+        "points": "bitwright.grids.points:Points",
     },
     "layouts": {
         "layout": "bitwright.layout:Layout",
@@ -32,6 +33,9 @@ PARTS: dict[str, dict[str, str]] = {
         "mse": "bitwright.grids.fit:Mse",
         "imatrix": "bitwright.grids.fit:Imatrix",
         "least-squares": "bitwright.grids.least_squares:LeastSquares",
+        "hqq-minimum": "bitwright.grids.hqq:Hqq",
+        "awq-clip": "bitwright.grids.awq_clip:AwqClip",
+        "kmeans-dp": "bitwright.grids.kmeans:KMeans",
     },
     "scales": {
         "float": "bitwright.grids.scales:Float",
@@ -62,6 +66,8 @@ PARTS: dict[str, dict[str, str]] = {
         "cvxq": "bitwright.rounding.cvxq:Cvxq",
         "mixed-columns": "bitwright.rounding.mixed_columns:MixedColumns",
         "double-rounding": "bitwright.rounding.double_rounding:DoubleRounding",
+        "spqr-gptq": "bitwright.rounding.spqr:SpQR",
+        "dense-and-sparse": "bitwright.rounding.dense_and_sparse:DenseAndSparse",
     },
     "joint": {
         "adaround": "bitwright.rounding.adaround:AdaRound",
@@ -133,12 +139,17 @@ RECIPES: dict[str, str] = {
     "ptq1-61": "bitwright.recipes.ptq1_61:ptq1_61",
     "double-rounding": "bitwright.recipes.double_rounding:double_rounding",
     "tuned": "bitwright.recipes.tuned:tuned",
+    "vq4dit": "bitwright.recipes.vq4dit:vq4dit",
     "adaround": "bitwright.recipes.adaround:adaround",
     "flexround": "bitwright.recipes.flexround:flexround",
     "lrq": "bitwright.recipes.lrq:lrq",
     "adaquant": "bitwright.recipes.adaquant:adaquant",
     "discquant": "bitwright.recipes.discquant:discquant",
     "pv-tuning": "bitwright.recipes.pv_tuning:pv_tuning",
+    "hqq": "bitwright.recipes.hqq:hqq",
+    "adadim": "bitwright.recipes.adadim:adadim",
+    "spqr": "bitwright.recipes.spqr:spqr",
+    "squeezellm": "bitwright.recipes.squeezellm:squeezellm",
 }
 
 FORMATS: dict[str, str] = {  # what `export` writes and opens

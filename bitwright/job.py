@@ -186,7 +186,7 @@ class Job:
         needs = tuple(n for n in self.plan.recipe.needs if n not in GRADIENTS)  # those were measured before the run
         while True:
             try:
-                if road.store and self.data and not road.store.full(self.plan.blocks, needs):
+                if road.store and self.data and needs and not road.store.full(self.plan.blocks, needs):
                     collect(
                         road.store,
                         self.source,

@@ -34,7 +34,11 @@ NEAREST = {
     "numba": ("bitwright.kernels.numba.nearest", "cpu"),
     "reference": ("bitwright.kernels.reference", None),
 }
-ENTRIES = {"gptq_block": SWEEP, "descent": SWEEP, "matmul": MATMUL, "nearest_sum": NEAREST}
+KMEANS = {
+    "numba": ("bitwright.kernels.numba.kmeans", "cpu"),
+    "reference": ("bitwright.kernels.reference", None),
+}
+ENTRIES = {"gptq_block": SWEEP, "descent": SWEEP, "matmul": MATMUL, "nearest_sum": NEAREST, "kmeans": KMEANS}
 _forced: ContextVar[str | None] = ContextVar("forced", default=None)
 
 
@@ -94,3 +98,8 @@ def matmul(x: Float[Tensor, "n inp"], packed: Packed) -> Float[Tensor, "n out"]:
 def nearest_sum(x: Float[Tensor, "n w"], first: Float[Tensor, "i w"], last: Float[Tensor, "j w"]) -> Ints[Tensor, "n"]:
     """i + j * len(first) of the sum first_i + last_j nearest to x (fp64), exactly; the lowest among equals."""
     return call("nearest_sum", x, first, last)
+
+
+def kmeans(x: Float[Tensor, "g n"], price: Float[Tensor, "g n"], count: int) -> Float[Tensor, "g count"]:
+    """The `count` points of every group that leave the least priced squared error, ascending. fp64; `x` ascends."""
+    return call("kmeans", x, price, count)

@@ -74,6 +74,8 @@ def planes(term: Coded, widths: Widths) -> tuple[Plane | Words, ...]:
             scale, zero = torch.where(flat, 1.0, scale), torch.where(flat, -number, zero)
             codes = codes.masked_fill(spread(flat).repeat_interleave(group, 1), 0)
         return tuple(affine_planes(codes, group, spread(scale), spread(zero + 0 * scale), parts_of))
+    if not hasattr(grid, "scale"):
+        raise NotImplementedError("its groups have points of their own")
     scale = read(grid.scale, term.params)
     if hasattr(grid, "patterns"):
         trits = (grid.patterns(scale) + 1).to(torch.uint8)

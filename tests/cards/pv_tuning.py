@@ -309,10 +309,9 @@ def test_a_subspace_beats_parameters_alone_and_straight_through(first: str) -> N
     base = Baseline.of(bitwright.load("zoo:lm"), text_windows("zoo:lm", "stdlib", 32, 512, "evaluation"), None, noise_floor=False)
     begun = recipes.aqlm() if first == "additive" else recipes.gptq(2, 64)
     data, kl = bitwright.calibration("zoo:lm", samples=128), {}
+    how = Training(steps=300, optimizer="lamb", schedule="constant")
     for name, share in (("start", None), ("parameters", 0.0), ("cap", 0.01), ("straight-through", 1.0)):
-        joint = PvTuning(
-            share or 0.0, rate=3e-3, start=begun.alone, training=Training(steps=300, optimizer="lamb", schedule="constant")
-        )
+        joint = PvTuning(share or 0.0, rate=3e-3, start=begun.alone, training=how)
         recipe = begun if share is None else replace(begun, rounding=joint)
         model, _ = bitwright.compress("zoo:lm", recipe, data, device="auto")
         kl[name] = evaluate(model, base).divergence.kl.value
