@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bitwright.allocation.stack import Stack
 from bitwright.calibrate.collect import head_moments
-from bitwright.calibrate.data import Windows
+from bitwright.calibrate.data import Data
 from bitwright.calibrate.gradients import GRADIENTS
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.store import HEAD, Store
@@ -39,7 +39,7 @@ class Road:
 
     source: Checkpoint
     plan: Plan
-    data: Windows | None
+    data: Data | None
     batch: int
     device: torch.device
     progress: Progress
@@ -59,7 +59,8 @@ class Road:
         outer = {n: Site.of(n, model.get_submodule(n)) for n in self.plan.sites if not self.inside(n)}
         for name in (*self.plan.wiring.embed, *self.plan.wiring.norm):
             fill(model.get_submodule(name), self.source, name)
-        coded = {n: self.solve(site, Known(), None) for n, site in outer.items() if site and n in self.plan.wiring.embed}
+        before = {n: site for n, site in outer.items() if site and n != self.plan.wiring.head}
+        coded = {n: self.solve(site, Known(), None) for n, site in before.items()}
         stream = self.start(model, blocks, state.get("done", 0))
         for i in range(state.get("done", 0), len(blocks)):
             self.progress("compressing", i, len(blocks))
@@ -75,7 +76,7 @@ class Road:
         """The rows before block `done`: embedded, or as an interrupted run left them. None where no data is walked."""
         if not self.plan.recipe.needs or self.data is None or self.store is not None:
             return []
-        stream = embed(model.base_model, blocks, self.data.ids, self.batch, self.double)
+        stream = embed(model.base_model, blocks, self.data.inputs, self.batch, self.double, self.plan.wiring.call)
         if done and self.directory:
             left = self.directory.hidden(done)
             for lane in ("hidden", "teacher") if self.double else ("hidden",):

@@ -38,7 +38,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
-from bitwright.zoo.resnet import ResNetConfig, ResNetForImageClassification
+from bitwright.zoo.resnet import ResNetForImageClassification
+from bitwright.zoo.resnet_config import ResNetConfig
 
 VIT: dict[str, Any] = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 768}
 VIT |= {"image_size": 32, "patch_size": 4}
