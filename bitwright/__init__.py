@@ -22,7 +22,7 @@ _PUBLIC = {
     "Recipe": "bitwright.recipe:Recipe",
     "Report": "bitwright.report:Report",
     "Rule": "bitwright.recipe:Rule",
-    "calibration": "bitwright.calibrate.text:calibration",
+    "calibration": "bitwright.calibrate.drawn:calibration",
     "compress": "bitwright.job:compress",
     "evaluate": "bitwright.evaluation:evaluate",
     "load": "bitwright.loading:load",

@@ -48,9 +48,8 @@ class Checkpoint:
             return self
         names = {new(n): n for n in self.shapes}
         old = {n: self.stored.get(o, o) for n, o in names.items()}
-        parts = ({n: of[o] for n, o in names.items() if o in of} for of in (self.shapes, self.dtypes, self.files, self.loaded))
-        shapes, dtypes, files, loaded = parts
-        return replace(self, shapes=shapes, dtypes=dtypes, files=files, loaded=loaded, stored=old)
+        moved: Any = {part: {new(n): v for n, v in vars(self)[part].items()} for part in ("shapes", "dtypes", "files", "loaded")}
+        return replace(self, **moved, stored=old)
 
     def tensor(self, name: str) -> Tensor:
         """A copy in its own dtype. Raises BadRequest where it holds NaN or infinity."""

@@ -38,9 +38,10 @@ NOT_PROGRAMS = {"test", "tests", "site-packages", "dist-packages", "__pycache__"
 class Data(Protocol):
     """What a model is calibrated or judged on: rows of inputs for its body. `Windows` of text, `Images`."""
 
-    name: str
-    seed: int
-
+    @property
+    def name(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
     @property
     def inputs(self) -> Tensor: ...  # [rows, ...]: what the body is called on
     @property

@@ -13,6 +13,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def _npz(path: Path) -> Raw:
     with np.load(path, allow_pickle=False) as file:
         raw, ends = file["jpeg"].tobytes(), file["offsets"].tolist()
         labels = torch.from_numpy(file["labels"].astype(np.int64)) if "labels" in file.files else None
-    return [_decoded(raw[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)], labels
+    return [_decoded(raw[a:b]) for a, b in pairwise(ends)], labels
 
 
 def _folder(path: Path, classes: dict[str, int]) -> Raw:
@@ -154,7 +155,9 @@ def _decoded(raw: bytes) -> UInt8[Tensor, "channels h w"]:
     try:
         from PIL import Image
     except ImportError:
-        raise BadRequest("encoded images need the package pillow: install bitwright[vision], or give .safetensors or .npy") from None
+        raise BadRequest(
+            "encoded images need the package pillow: install bitwright[vision], or give .safetensors or .npy"
+        ) from None
     return torch.from_numpy(np.array(Image.open(io.BytesIO(raw)).convert("RGB"))).permute(2, 0, 1)
 
 

@@ -100,7 +100,7 @@ def embed(
 
 
 def discover(block: nn.Module, sites: Mapping[str, Site], rows: Rows, number: int) -> list[Tap]:
-    """Which sites read one and the same tensor in the same way, in the order of their calls, by running one row through the block."""
+    """Which sites read one and the same tensor alike, in the order of their calls, by running one row through the block."""
     seen: list[tuple[Tensor, list[str]]] = []  # the tensors are held while identities are compared: addresses are reused
 
     def note(name: str) -> Any:
