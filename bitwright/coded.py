@@ -144,7 +144,10 @@ class CodedLinear(CodedModule):
 
 
 class CodedConv(CodedModule):
-    """The product with the patches of x: [n, channels, *places] to [n, out, *places], in the type of x."""
+    """A convolution of x, [n, channels, *places] to [n, out, *places], in the type of x.
+
+    Its few weights meet many places, so decoding them costs less than unfolding x; that is done where x is quantized, as patches.
+    """
 
     def __init__(
         self,
@@ -159,8 +162,12 @@ class CodedConv(CodedModule):
         self.patches = how
 
     def forward(self, x: Float[Tensor, "n channels *places"]) -> Float[Tensor, "n out *placed"]:
-        bias, y = self._parameters["bias"], self.product(self.patches.tokens(x))
-        return self.patches.joined(y if bias is None else y + bias.to(x.dtype), x)
+        bias = self._parameters["bias"]
+        bias = None if bias is None else bias.to(x.dtype)
+        if self.inputs is None:
+            return self.patches.convolved(x, self.weight.to(x.dtype), bias)
+        y = self.patches.joined(self.product(self.patches.tokens(x)), x)
+        return y if bias is None else y + bias.view(-1, *(1 for _ in self.patches.kernel))
 
 
 class CodedEmbedding(CodedModule):

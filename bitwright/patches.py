@@ -42,6 +42,16 @@ class Patches:
         n, width, places = seen.shape
         return seen.view(n, self.groups, width // self.groups, places).permute(0, 3, 1, 2).reshape(-1, width // self.groups)
 
+    def convolved(
+        self, x: Float[Tensor, "n channels *places"], W: Float[Tensor, "out inp"], bias: Float[Tensor, "out"] | None
+    ) -> Float[Tensor, "n out *placed"]:
+        """The convolution by a matrix, without unfolding x."""
+        conv: Any = F.conv2d if len(self.kernel) == 2 else F.conv1d
+        found: Tensor = conv(
+            F.pad(x, self.pad, self.mode), W.view(len(W), -1, *self.kernel), bias, self.stride, 0, self.dilation, self.groups
+        )
+        return found
+
     def own(self, y: Float[Tensor, "tokens out"]) -> Float[Tensor, "tokens out"]:
         """Products of all tokens with all rows, zero where a row is not of the token's group."""
         if self.groups == 1:
