@@ -19,7 +19,7 @@ from bitwright.calibrate.data import Data
 from bitwright.calibrate.gradients import GRADIENTS
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.store import HEAD, Store
-from bitwright.calibrate.stream import Rows, discover, embed, walk, walk_twice
+from bitwright.calibrate.stream import Rows, discover, embed, push, walk, walk_twice
 from bitwright.checkpoint import Checkpoint, fill, skeleton
 from bitwright.export.native import flatten
 from bitwright.export.resumable import Directory
@@ -110,6 +110,8 @@ class Road:
                     scales[name] = inputs.calibrate(known["range"])
                 if stream:  # what comes next is calibrated on what was stored
                     here[name].put(decode(terms[name]))
+        if not here:
+            push(block, stream, i)
         self.emit(i, terms, {n for n in self.plan.kept if n.startswith(prefix)}, scales)
         if self.directory:
             self.directory.checkpoint(

@@ -166,7 +166,7 @@ def _half(image: UInt8[Tensor, "channels h w"]) -> Split:
     return "evaluation" if odd else "calibration"
 
 
-def _scaled(image: UInt8[Tensor, "channels h w"], root: Path, config: dict[str, Any]) -> Float[Tensor, "channels h w"]:
+def _scaled(image: UInt8[Tensor, "channels h w"], root: Path, config: dict[str, Any]) -> Float[Tensor, "channels high wide"]:
     """As the model's preprocessing says; transformers' own defaults (mean and spread 1/2) where it says nothing."""
     path, side = root / "preprocessor_config.json", config["image_size"]
     told = json.loads(path.read_text()) if path.is_file() else {}

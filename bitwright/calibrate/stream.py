@@ -127,6 +127,14 @@ def run(block: nn.Module, hidden: Tensor, call: tuple[tuple[Any, ...], dict[str,
     return out[0] if isinstance(out, tuple) else out
 
 
+def push(block: nn.Module, rows: Sequence[Rows], number: int) -> None:
+    """All rows through a block in which nothing changes."""
+    for r in rows:
+        r.hidden = run(block, r.hidden, r.calls[number])
+        if r.teacher is not None:
+            r.teacher = run(block, r.teacher, r.calls[number])
+
+
 @dataclass(eq=False)
 class Lane:
     """One forward pass that pauses at taps. `at` is the tap it waits at; None once it has come out."""

@@ -1,5 +1,7 @@
 """The configuration of resnet.py, apart from it: transformers knows configurations before it can know models."""
 
+from typing import Any
+
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
 
@@ -9,10 +11,9 @@ class ResNetConfig(PretrainedConfig):
 
     model_type = "bitwright_resnet"
 
-    width: int = 16
-    depth: int = 3
-    image_size: int = 32
-    num_channels: int = 3
+    def __init__(self, width: int = 16, depth: int = 3, image_size: int = 32, num_channels: int = 3, **kwargs: Any):
+        self.width, self.depth, self.image_size, self.num_channels = width, depth, image_size, num_channels
+        super().__init__(**kwargs)
 
     @property
     def num_hidden_layers(self) -> int:
