@@ -24,7 +24,7 @@ from bitwright.allocation.base import Allocation, Proposing, reach, step, total
 from bitwright.allocation.bound import Proposal, smallest
 from bitwright.allocation.uniform import Uniform
 from bitwright.calibrate.collect import collect
-from bitwright.calibrate.data import Windows
+from bitwright.calibrate.data import Data
 from bitwright.calibrate.gradients import GRADIENTS, gradients
 from bitwright.calibrate.store import Store
 from bitwright.candidates import RoundedCandidates
@@ -58,14 +58,14 @@ def allotted(
         yield job, Path(folder)
 
 
-def parted(job: Job) -> tuple[Job, Windows]:
+def parted(job: Job) -> tuple[Job, Data]:
     """The job on its data without the last windows, and those: what a bound is checked on must not have been fitted."""
-    if job.data is None or len(job.data.ids) < 2 * ROWS:
+    if job.data is None or len(job.data.inputs) < 2 * ROWS:
         raise BadRequest(f"A bound on the KL holds back {ROWS} windows and needs as many again; give --samples {2 * ROWS} or more.")
-    return replace(job, data=job.data.take(len(job.data.ids) - ROWS)), job.data.part(slice(-ROWS, None))
+    return replace(job, data=job.data.take(len(job.data.inputs) - ROWS)), job.data.part(slice(-ROWS, None))
 
 
-def spent(job: Job, store: Store, held: Windows | None, batch: int, device: torch.device, progress: Progress) -> Job:
+def spent(job: Job, store: Store, held: Data | None, batch: int, device: torch.device, progress: Progress) -> Job:
     """The job by a recipe in which every unit has its choice."""
     allocation: Any = job.recipe.allocation
     if isinstance(allocation, Proposing) and job.recipe.budget is None:
@@ -141,7 +141,7 @@ def measure(job: Job, store: Store, needs: tuple[str, ...], batch: int, device: 
             raise BadRequest(
                 f"The allocation of {plan.recipe.name!r} measures losses and needs calibration data; give some with --data."
             )
-        twice = plan.paused(job.data.ids.numel()) > memory_left(device)
+        twice = plan.paused(job.data.tokens) > memory_left(device)
         collect(store, job.source, wiring, job.data, moments, batch, device, progress, twice)
     wanted = [n for n in needs if n in GRADIENTS]
     if wanted and not all(set(wanted) <= set(store.site(name)) for name in plan.sites if name.startswith(f"{wiring.blocks}.")):

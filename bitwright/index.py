@@ -165,6 +165,8 @@ FORMATS: dict[str, str] = {  # what `export` writes and opens
 
 WIRINGS: dict[str, str] = {  # config.model_type -> function from a config to a Wiring
     "llama": "bitwright.models.llama:wiring",
+    "vit": "bitwright.models.vit:wiring",
+    "bitwright_resnet": "bitwright.models.resnet:wiring",
 }
 
 

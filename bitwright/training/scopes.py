@@ -90,15 +90,20 @@ class Model:
     held: float = 0.125
 
     def problem(
-        self, model: nn.Module, sites: Mapping[str, Site], batches: Sequence[Mapping[str, Tensor]], subjects: Mapping[str, Subject]
+        self,
+        model: nn.Module,
+        sites: Mapping[str, Site],
+        batches: Sequence[Tensor],
+        call: Mapping[str, Any],
+        subjects: Mapping[str, Subject],
     ) -> Problem:
-        """`model` holds the float weights and gives `logits`; `batches`: its keyword arguments."""
+        """`model` holds the float weights and gives `logits`; it is called on `batches` with the keyword arguments `call`."""
         names = {name: f"{name}.weight" for name in sites}
 
         def loss(weights: Weights, k: int) -> Tensor:
             with torch.no_grad():
-                teacher = model(**batches[k]).logits.float().log_softmax(-1)
-            student = functional_call(model, shaped(sites, names, weights), kwargs=dict(batches[k])).logits.float().log_softmax(-1)
+                teacher = model(batches[k], **call).logits.float().log_softmax(-1)
+            student = Replaced(model, shaped(sites, names, weights))(batches[k], **call).logits.float().log_softmax(-1)
             return (teacher.exp() * (teacher - student)).sum(-1).mean()
 
         return Problem(subjects, loss, *shares(len(batches), self.held))
