@@ -32,6 +32,7 @@ PARTS: dict[str, dict[str, str]] = {
         "absmax": "bitwright.grids.fit:AbsMax",
         "mse": "bitwright.grids.fit:Mse",
         "imatrix": "bitwright.grids.fit:Imatrix",
+        "sigma": "bitwright.grids.sigma:Sigma",
         "least-squares": "bitwright.grids.least_squares:LeastSquares",
         "hqq-minimum": "bitwright.grids.hqq:Hqq",
         "awq-clip": "bitwright.grids.awq_clip:AwqClip",
@@ -71,6 +72,7 @@ PARTS: dict[str, dict[str, str]] = {
     },
     "joint": {
         "adaround": "bitwright.rounding.adaround:AdaRound",
+        "cora-ranks": "bitwright.rounding.cora:Cora",
         "discquant": "bitwright.rounding.discquant:DiscQuant",
         "flexround": "bitwright.rounding.flexround:FlexRound",
         "lrq": "bitwright.rounding.lrq:Lrq",
@@ -140,6 +142,7 @@ RECIPES: dict[str, str] = {
     "double-rounding": "bitwright.recipes.double_rounding:double_rounding",
     "tuned": "bitwright.recipes.tuned:tuned",
     "vq4dit": "bitwright.recipes.vq4dit:vq4dit",
+    "cora": "bitwright.recipes.cora:cora",
     "adaround": "bitwright.recipes.adaround:adaround",
     "flexround": "bitwright.recipes.flexround:flexround",
     "lrq": "bitwright.recipes.lrq:lrq",

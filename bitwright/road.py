@@ -90,9 +90,11 @@ class Road:
         for row in [r for r in self.rows if r.name in trainable(self.plan, list(here))]:
             ours = found[row.name]
             self.note(after_training(row, here[row.name].matrix(), ours, Known(), notes), [t.meta() for t in ours])
-        changed = {n: t.cpu() for n, t in flatten(found, {}).items()}
         for i, part in enumerate(stored):
-            part |= {n: t for n, t in changed.items() if n in part}
+            ours = {name for name in found if any(n.startswith(f"{name}.terms.") for n in part)}
+            for n in [n for n in part if n.partition(".terms.")[0] in ours and ".terms." in n]:
+                del part[n]  # a matrix may have more terms now, or fewer
+            part |= {n: t.cpu() for n, t in flatten({name: found[name] for name in ours}, {}).items()}
             if self.directory:
                 self.directory.shard(i, part)
         self.progress("training the whole model", 1, 1)

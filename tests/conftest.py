@@ -164,7 +164,7 @@ def roundings() -> dict[str, list[Any]]:
 
 def joints(fixed: bool, steps: int = 12) -> list[Any]:
     """Every joint rounding for a few steps, started from its own; `fixed`: the grids' parameters stay."""
-    still = {"ranges": False, "range_rate": 0.0, "book_rate": 0.0} if fixed else {}
+    still = {"ranges": False, "range_rate": 0.0, "book_rate": 0.0, "budget": 0.0} if fixed else {"budget": 0.4}
     found = []
     for kind in parts("joint").values():
         made = kind()

@@ -13,6 +13,7 @@ from bitwright.recipes.baq import baq as baq
 from bitwright.recipes.best import best as best
 from bitwright.recipes.bitmod import bitmod as bitmod
 from bitwright.recipes.bitstack import bitstack as bitstack
+from bitwright.recipes.cora import cora as cora
 from bitwright.recipes.cvxq import cvxq as cvxq
 from bitwright.recipes.discquant import discquant as discquant
 from bitwright.recipes.double_rounding import double_rounding as double_rounding
