@@ -40,11 +40,19 @@ NAMED: dict[str, dict[str, Any]] = {  # case -> options of the recipe of the sam
     "pv-tuning": {},
     "straight-through": {"share": 1.0},
     "parameters": {"share": 0.0},
+    "tuned": {},
+    "tuned-blocks": {"whole": False},
     "baq": {},
     "baq-improved": {"improved": True},
     "cvxq": {"group": 64},
 }
-AS = {"discquant-clip1": "discquant", "straight-through": "pv-tuning", "parameters": "pv-tuning", "baq-improved": "baq"}
+AS = {
+    "discquant-clip1": "discquant",
+    "straight-through": "pv-tuning",
+    "parameters": "pv-tuning",
+    "baq-improved": "baq",
+    "tuned-blocks": "tuned",
+}
 
 
 def recipe_of(case: str, budget: float) -> Recipe:

@@ -4,14 +4,14 @@
     model, report = bitwright.compress("zoo:lm", bitwright.recipes.best(bits=3), bitwright.calibration("zoo:lm"))
 
 Public names are resolved when first used, so that importing the package costs nothing. After the import, transformers loads
-compressed directories by itself: the one thing that happens here is a note to be told when its table of quantizers is loaded.
+compressed directories and the zoo by itself: all that happens here is a note to be told when its tables are loaded.
 """
 
 import importlib.util
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from typing import Any
+from typing import Any, ClassVar
 
 __version__ = "0.1.0"
 
@@ -22,7 +22,7 @@ _PUBLIC = {
     "Recipe": "bitwright.recipe:Recipe",
     "Report": "bitwright.report:Report",
     "Rule": "bitwright.recipe:Rule",
-    "calibration": "bitwright.calibrate.text:calibration",
+    "calibration": "bitwright.calibrate.drawn:calibration",
     "compress": "bitwright.job:compress",
     "evaluate": "bitwright.evaluation:evaluate",
     "load": "bitwright.loading:load",
@@ -41,27 +41,35 @@ def __getattr__(name: str) -> Any:
 
 
 class _TellWhenLoaded(MetaPathFinder):
-    """Registers bitwright's quantizer right after transformers has loaded its table of quantizers."""
+    """Registers what is ours right after transformers has loaded the table it belongs into."""
 
-    target = "transformers.quantizers.auto"
+    after: ClassVar[dict[str, str]] = {
+        "transformers.quantizers.auto": "bitwright.loading",
+        "transformers.models.auto.configuration_auto": "bitwright.zoo.resnet_config",
+        "transformers.models.auto.modeling_auto": "bitwright.zoo.resnet",
+    }
+
+    def __init__(self) -> None:
+        self.waiting = dict(self.after)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name != self.target:
+        if name not in self.waiting:
             return None
-        sys.meta_path.remove(self)
+        ours = self.waiting.pop(name)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
 
             def exec_module(module: Any) -> None:
                 run(module)
-                importlib.import_module("bitwright.loading")
+                importlib.import_module(ours)
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
-if _TellWhenLoaded.target in sys.modules:
-    importlib.import_module("bitwright.loading")
-elif not any(type(finder).__name__ == "_TellWhenLoaded" for finder in sys.meta_path):
+if not any(type(finder).__name__ == "_TellWhenLoaded" for finder in sys.meta_path):
+    for _loaded, _ours in _TellWhenLoaded.after.items():
+        if _loaded in sys.modules:
+            importlib.import_module(_ours)
     sys.meta_path.insert(0, _TellWhenLoaded())

@@ -24,7 +24,7 @@ from bitwright.allocation.base import Allocation, Proposing, reach, step, total
 from bitwright.allocation.bound import Proposal, smallest
 from bitwright.allocation.uniform import Uniform
 from bitwright.calibrate.collect import collect
-from bitwright.calibrate.data import Windows
+from bitwright.calibrate.data import Data
 from bitwright.calibrate.gradients import GRADIENTS, gradients
 from bitwright.calibrate.store import Store
 from bitwright.candidates import RoundedCandidates
@@ -58,22 +58,23 @@ def allotted(
         yield job, Path(folder)
 
 
-def parted(job: Job) -> tuple[Job, Windows]:
+def parted(job: Job) -> tuple[Job, Data]:
     """The job on its data without the last windows, and those: what a bound is checked on must not have been fitted."""
-    if job.data is None or len(job.data.ids) < 2 * ROWS:
+    if job.data is None or len(job.data.inputs) < 2 * ROWS:
         raise BadRequest(f"A bound on the KL holds back {ROWS} windows and needs as many again; give --samples {2 * ROWS} or more.")
-    return replace(job, data=job.data.take(len(job.data.ids) - ROWS)), job.data.part(slice(-ROWS, None))
+    return replace(job, data=job.data.take(len(job.data.inputs) - ROWS)), job.data.part(slice(-ROWS, None))
 
 
-def spent(job: Job, store: Store, held: Windows | None, batch: int, device: torch.device, progress: Progress) -> Job:
+def spent(job: Job, store: Store, held: Data | None, batch: int, device: torch.device, progress: Progress) -> Job:
     """The job by a recipe in which every unit has its choice."""
     allocation: Any = job.recipe.allocation
     if isinstance(allocation, Proposing) and job.recipe.budget is None:
         raise BadRequest("This allocation proposes models for a budget; give --budget or --size, or --kl with another allocation.")
     menu = Menu.of(job.source, job.recipe, job.plan.wiring, job.form, job.strict)
-    budget = None if job.recipe.budget is None else menu.budget(job.recipe)  # refused before anything is measured
+    budget = menu.budget(job.recipe) if job.recipe.bound is None else None  # refused before anything is measured
+    needs = tuple(sorted({*job.recipe.needs, "gram"}))  # what a choice loses is judged at the outputs, by whatever it was rounded
     windows = held or (job.data.take(ROWS) if job.data is not None else None)
-    found = RoundedCandidates(job.source, job.plan.wiring, menu, job.recipe.needs, store, windows, device, progress)
+    found = RoundedCandidates(job.source, job.plan.wiring, menu, needs, store, windows, device, progress)
     if budget is not None and isinstance(allocation, Proposing):
         loss, choice = proposed(job, allocation, found, budget, batch)
     else:
@@ -140,7 +141,7 @@ def measure(job: Job, store: Store, needs: tuple[str, ...], batch: int, device: 
             raise BadRequest(
                 f"The allocation of {plan.recipe.name!r} measures losses and needs calibration data; give some with --data."
             )
-        twice = plan.paused(job.data.ids.numel()) > memory_left(device)
+        twice = plan.paused(job.data.tokens) > memory_left(device)
         collect(store, job.source, wiring, job.data, moments, batch, device, progress, twice)
     wanted = [n for n in needs if n in GRADIENTS]
     if wanted and not all(set(wanted) <= set(store.site(name)) for name in plan.sites if name.startswith(f"{wiring.blocks}.")):

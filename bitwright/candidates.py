@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitwright.allocation.equal import digest
-from bitwright.calibrate.data import Windows
+from bitwright.calibrate.data import Data, Windows
 from bitwright.calibrate.gradients import OUTPUT
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.store import Store
@@ -40,7 +40,7 @@ class RoundedCandidates:
     menu: Menu
     needs: Sequence[str]
     store: Store
-    windows: Windows | None
+    windows: Data | None
     device: torch.device
     progress: Progress = silent
     trial: Trial | None = field(default=None, repr=False)
@@ -61,10 +61,13 @@ class RoundedCandidates:
 
     def domains(self) -> "list[RoundedCandidates]":
         """The same candidates, once for each domain of the windows. Raises BadRequest where there are not two."""
-        if self.windows is None or len(there := self.windows.domain.unique().tolist()) != 2:
-            count = 0 if self.windows is None else len(there)
-            raise BadRequest(f"This allocation scores two domains of the text and finds {count}; give --data stdlib, or two files.")
-        return [replace(self, windows=of_domain(self.windows, d), trial=None) for d in there]
+        text = self.windows if isinstance(self.windows, Windows) else None
+        there = [] if text is None else text.domain.unique().tolist()
+        if text is None or len(there) != 2:
+            raise BadRequest(
+                f"This allocation scores two domains of text and finds {len(there)}; give --data stdlib, or two files of text."
+            )
+        return [replace(self, windows=of_domain(text, d), trial=None) for d in there]
 
     def divergence(self, chosen: Mapping[int, int]) -> float:
         return float(self.windows_kl(chosen).mean())
@@ -94,6 +97,8 @@ class RoundedCandidates:
         if self.trial is None:
             if self.windows is None:
                 raise BadRequest("This probe measures the model on text, and there is none; give some with --data.")
+            if not isinstance(self.windows, Windows):
+                raise BadRequest("A KL of the whole model is measured on text only so far; choose another --allocation.")
             self.trial = Trial.of(self.source, self.wiring, self.windows, self.device)
         pairs = [(name, self.solved(name, c)) for u, c in chosen.items() for name in self.menu.units[u]]
         return self.trial.kl({name: decode(solved.terms) for name, solved in pairs if solved is not None})

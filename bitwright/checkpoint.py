@@ -7,9 +7,10 @@ before the first hour of work; every weight is checked for NaN and infinity when
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,22 @@ class Checkpoint:
     root: Path | None
     files: Mapping[str, Path]
     loaded: Mapping[str, Tensor]
+    stored: Mapping[str, str] = field(default_factory=dict)  # names in the files, where they are others
+
+    def renamed(self, patterns: Sequence[tuple[str, str]]) -> "Checkpoint":
+        """The same tensors by the names that the model has for them: regular expressions, and what replaces them."""
+
+        def new(name: str) -> str:
+            for pattern, by in patterns:
+                name = re.sub(pattern, by, name)
+            return name
+
+        if not patterns:
+            return self
+        names = {new(n): n for n in self.shapes}
+        old = {n: self.stored.get(o, o) for n, o in names.items()}
+        moved: Any = {part: {new(n): v for n, v in vars(self)[part].items()} for part in ("shapes", "dtypes", "files", "loaded")}
+        return replace(self, **moved, stored=old)
 
     def tensor(self, name: str) -> Tensor:
         """A copy in its own dtype. Raises BadRequest where it holds NaN or infinity."""
@@ -40,7 +57,7 @@ class Checkpoint:
             value = self.loaded[name].detach().cpu().clone()
         else:
             with safe_open(self.files[name], framework="pt") as file:
-                value = file.get_tensor(name).clone()
+                value = file.get_tensor(self.stored.get(name, name)).clone()
         if value.is_floating_point() and not torch.isfinite(value).all():
             bad = int((~torch.isfinite(value)).sum())
             raise BadRequest(
@@ -178,12 +195,27 @@ def parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = original  # type: ignore[method-assign]
 
 
-def skeleton(config: Any) -> nn.Module:
-    """The causal language model of a configuration, in fp32, without weights, in evaluation mode."""
-    from transformers import AutoModelForCausalLM
+def takes_images(config: Any) -> bool:
+    """Whether the model of a configuration is a classifier of images; otherwise it is taken for a causal language model."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
+    tables = (auto._model_mapping for auto in (AutoModelForCausalLM, AutoModelForImageClassification))
+    text, images = (type(config) in table for table in tables)
+    return images and not text
+
+
+def auto_class(config: Any) -> Any:
+    """The transformers class that makes the model of a configuration."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageClassification
+
+    return AutoModelForImageClassification if takes_images(config) else AutoModelForCausalLM
+
+
+def skeleton(config: Any) -> nn.Module:
+    """The model of a configuration, in fp32, without weights, in evaluation mode."""
     with parameters_on_meta():
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        found: nn.Module = auto_class(config).from_config(config, dtype=torch.float32).eval()
+        return found
 
 
 def fill(module: nn.Module, source: Checkpoint, name: str, device: torch.device | None = None) -> None:

@@ -21,8 +21,10 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, Hugging Face directory, or zoo:lm.")]
-Data = Annotated[str, typer.Option(help="Text: stdlib, a file, a directory, or hub:name:config:split:column.")]
-Samples = Annotated[int, typer.Option(min=1, help="Calibration windows.")]
+Data = Annotated[
+    str, typer.Option(help="Text: stdlib, a file, a directory, hub:name:config:split:column; images: a file or a folder.")
+]
+Samples = Annotated[int, typer.Option(min=1, help="Calibration windows, or images.")]
 Length = Annotated[int, typer.Option(min=2, help="Tokens in a window.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
@@ -68,7 +70,7 @@ def compress(
     """Compress MODEL into OUT, block by block, and report what it costs."""
     from bitwright import table
     from bitwright.allotting import allotted
-    from bitwright.calibrate.text import text_windows
+    from bitwright.calibrate.drawn import drawn
     from bitwright.checkpoint import size_in_bytes
     from bitwright.choosing import choose, spending
     from bitwright.job import Job, choose_device
@@ -81,20 +83,22 @@ def compress(
     if dry_run:
         return table.plan(job.plan, samples * length, console.out, as_json)
     needs = (*job.plan.recipe.needs, *((job.recipe.allocation and job.recipe.allocation.probe and ["gram"]) or ()))
-    text = text_windows(model, data, samples, length, "calibration") if needs else None
-    job = Job.of(model, chosen, text, strict=strict, form=to)
+    rows = drawn(model, data, samples, length, "calibration") if needs else None
+    job = Job.of(model, chosen, rows, strict=strict, form=to)
     where = choose_device(device)
     with console.progress() as bar, allotted(job, stats, batch, where, bar) as (job, stats):
         report = job.run(job.road(out, stats, batch, where, bar), resume, overwrite)
-    finish(out, report, model if judge else None, as_json)
+    finish(out, report, model if judge else None, data, as_json)
 
 
-def finish(out: Path, report: Any, model: str | None, as_json: bool) -> None:
+def finish(out: Path, report: Any, model: str | None, data: str, as_json: bool) -> None:
     """Measure if asked, write the report page beside the weights, print the table."""
     if model is not None:
+        from bitwright.calibrate.drawn import of_images
         from bitwright.measuring import measure
 
-        report = report.with_scores(measure(str(out), model, "stdlib", 96, 512).to_json())
+        held_out = data if of_images(model) else "stdlib"
+        report = report.with_scores(measure(str(out), model, held_out, None, 512).to_json())
         report.write(out)
     from bitwright import page, table
 
@@ -111,7 +115,7 @@ def evaluate(
     model: Model,
     against: Annotated[str | None, typer.Option(help="The model it was made from: gives KL, flips, noise floor.")] = None,
     data: Data = "stdlib",
-    samples: Samples = 96,
+    samples: Annotated[int | None, typer.Option(min=1, help="Windows (96), or images (2000).", show_default=False)] = None,
     length: Length = 512,
     file: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Measure tokens per second instead, beside --against.")] = False,
@@ -202,6 +206,38 @@ def load(
 
     with console.progress() as bar:
         console.out.print(run(model, size, bits, out, to, overwrite, bar))
+
+
+@app.command()
+def sensitivity(
+    model: Model,
+    weights: Annotated[str, typer.Option(help="Bits of weights, separated by commas.")] = "8,4,3",
+    inputs: Annotated[str, typer.Option(help="Bits of the matrices' inputs, separated by commas.")] = "8",
+    group: Annotated[int, typer.Option(help="Weights that share a scale; 0: the whole row.")] = 64,
+    data: Data = "stdlib",
+    samples: Samples = 32,
+    length: Length = 512,
+    as_json: Json = False,
+) -> None:
+    """What quantizing weights, inputs, or both by plain rounding does to perplexity, and its class (1 to 3)."""
+    from bitwright import table
+    from bitwright.sensitivity import sensitivity as run
+    from bitwright.sensitivity import to_json
+
+    with console.progress() as bar:
+        found = run(model, whole_numbers(weights), whole_numbers(inputs), group or None, data, samples, length, bar)
+    if as_json:
+        print(json.dumps(to_json(found), indent=1))
+    else:
+        table.sensitivity(found, console.out)
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Raises BadRequest where one is none."""
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise BadRequest(f"{text!r} is no list of whole numbers; write them like 8,4.") from None
 
 
 @app.command()

@@ -17,6 +17,7 @@ from bitwright.activations import base as activations
 from bitwright.activations.base import Activation
 from bitwright.kernels import dispatch
 from bitwright.kernels.packed import Packed
+from bitwright.patches import Patches, patches
 from bitwright.terms import base
 from bitwright.terms.base import Json, Terms
 
@@ -142,6 +143,33 @@ class CodedLinear(CodedModule):
         return y if bias is None else y + bias.to(x.dtype)
 
 
+class CodedConv(CodedModule):
+    """A convolution of x, [n, channels, *places] to [n, out, *places], in the type of x.
+
+    Its few weights meet many places, so decoding them costs less than unfolding x; that is done where x is quantized, as patches.
+    """
+
+    def __init__(
+        self,
+        metas: Sequence[dict[str, Json]],
+        how: Patches,
+        bias: nn.Parameter | None = None,
+        name: str = "a convolution",
+        inputs: Activation | None = None,
+    ):
+        super().__init__(metas, name, inputs)
+        self.register_parameter("bias", bias)
+        self.patches = how
+
+    def forward(self, x: Float[Tensor, "n channels *places"]) -> Float[Tensor, "n out *placed"]:
+        own = self._parameters["bias"]
+        bias = None if own is None else own.to(x.dtype)
+        if self.inputs is None:
+            return self.patches.convolved(x, self.weight.to(x.dtype), bias)
+        y = self.patches.joined(self.product(self.patches.tokens(x)), x)
+        return y if bias is None else y + bias.view(-1, *(1 for _ in self.patches.kernel))
+
+
 class CodedEmbedding(CodedModule):
     """Rows of W by index, in the type the model computes in."""
 
@@ -178,11 +206,14 @@ def install(
     """Replace the named modules of a model without weights by coded ones, ready to be loaded."""
     for name, metas in terms.items():
         old: Any = model.get_submodule(name)
-        new = (
-            CodedEmbedding(metas, old.weight.dtype, name)
-            if isinstance(old, nn.Embedding)
-            else CodedLinear(metas, getattr(old, "bias", None), name, (inputs or {}).get(name))
-        )
+        bias, quantizer = getattr(old, "bias", None), (inputs or {}).get(name)
+        new: CodedModule
+        if isinstance(old, nn.Embedding):
+            new = CodedEmbedding(metas, old.weight.dtype, name)
+        elif (how := patches(old)) is not None:
+            new = CodedConv(metas, how, bias, name, quantizer)
+        else:
+            new = CodedLinear(metas, bias, name, quantizer)
         model.set_submodule(name, new)
     if tied_head:
         source = next(m for m in model.modules() if isinstance(m, CodedEmbedding))

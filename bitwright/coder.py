@@ -48,12 +48,12 @@ class Band:
 
 @dataclass(frozen=True, eq=False)
 class Coder:
-    """Bands fitted to a matrix of `shape`; `weight` is the price of an error at each input, where the fit asks for it."""
+    """Bands fitted to a matrix of `shape`; `weight` is the price of an error at each input or weight, where the fit asks."""
 
     shape: tuple[int, int]
     bands: tuple[Band, ...]
     params: tuple[Params, ...]
-    weight: Float[Tensor, "inp"] | None = None
+    weight: Float[Tensor, "*out inp"] | None = None
     shared: Params = field(default_factory=dict)
 
     @classmethod
@@ -61,7 +61,7 @@ class Coder:
         cls,
         W: Float[Tensor, "out inp"],
         bands: Sequence[Band],
-        weight: Float[Tensor, "inp"] | None = None,
+        weight: Float[Tensor, "*out inp"] | None = None,
         shared: Params | None = None,
     ) -> "Coder":
         """Place the points of every group of every band, under the second levels `shared` (one row) where they are given.
@@ -124,7 +124,7 @@ class Coder:
         mates = ((band == b) & (place // block_cols == place[cols[0]] // block_cols)).nonzero()[:, 0]
         mates = mates[place[mates].argsort()].to(W.device)
         local = Band(self.bands[b].grid, Layout(self.bands[b].layout.rows, None))
-        weight = None if self.weight is None else self.weight[mates]
+        weight = None if self.weight is None else self.weight[..., mates]
         part, at = W[:, mates], groups.unique().to(W.device)
         shared = {name: self.params[b][name][at] for name, leaf in local.grid.leaves.items() if leaf.shared != 1}
         fresh = local.grid.fit(local.layout.split(part), prices(local, part, weight), Kin(1, shared))
@@ -142,11 +142,11 @@ class Coder:
         return tuple(found)
 
 
-def prices(band: Band, W: Float[Tensor, "out inp"], weight: Float[Tensor, "inp"] | None) -> Float[Tensor, "g n"] | None:
-    """The weight of each input spread over the groups of a band; None where the grid does not ask."""
+def prices(band: Band, W: Float[Tensor, "out inp"], weight: Float[Tensor, "*out inp"] | None) -> Float[Tensor, "g n"] | None:
+    """The weight of each input, or of each weight, spread over the groups of a band; None where the grid does not ask."""
     if weight is None or not band.grid.needs:
         return None
-    return band.layout.split(band.take(weight[None].expand(W.shape)))
+    return band.layout.split(band.take(weight.expand(W.shape)))
 
 
 def metas(shape: tuple[int, int], bands: Sequence[Band]) -> tuple[dict, ...]:

@@ -23,6 +23,9 @@ PARTS: dict[str, dict[str, str]] = {
         "nested": "bitwright.grids.nested:Nested",
         "dual-binary": "bitwright.grids.dual_binary:DualBinary",
         "separable": "bitwright.grids.separable:Separable",
+        "codebook": "bitwright.grids.codebook:Codebook",
+        "additive": "bitwright.grids.additive:Additive",
+        "points": "bitwright.grids.points:Points",
     },
     "layouts": {
         "layout": "bitwright.layout:Layout",
@@ -31,7 +34,11 @@ PARTS: dict[str, dict[str, str]] = {
         "absmax": "bitwright.grids.fit:AbsMax",
         "mse": "bitwright.grids.fit:Mse",
         "imatrix": "bitwright.grids.fit:Imatrix",
+        "sigma": "bitwright.grids.sigma:Sigma",
         "least-squares": "bitwright.grids.least_squares:LeastSquares",
+        "hqq-minimum": "bitwright.grids.hqq:Hqq",
+        "awq-clip": "bitwright.grids.awq_clip:AwqClip",
+        "kmeans-dp": "bitwright.grids.kmeans:KMeans",
     },
     "scales": {
         "float": "bitwright.grids.scales:Float",
@@ -56,6 +63,7 @@ PARTS: dict[str, dict[str, str]] = {
         "quantease": "bitwright.rounding.quantease:QuantEase",
         "quantease-outlier": "bitwright.rounding.quantease_outlier:QuantEaseOutlier",
         "chain": "bitwright.rounding.chain:Chain",
+        "aqlm": "bitwright.rounding.aqlm:Aqlm",
         "bitstack": "bitwright.rounding.bitstack:BitStack",
         "ggml": "bitwright.rounding.ggml:Ggml",
         "baq": "bitwright.rounding.baq:Baq",
@@ -64,9 +72,12 @@ PARTS: dict[str, dict[str, str]] = {
         "double-rounding": "bitwright.rounding.double_rounding:DoubleRounding",
         "residual": "bitwright.rounding.residual:Residual",
         "fairy2i": "bitwright.rounding.fairy2i:Fairy2i",
+        "spqr-gptq": "bitwright.rounding.spqr:SpQR",
+        "dense-and-sparse": "bitwright.rounding.dense_and_sparse:DenseAndSparse",
     },
     "joint": {
         "adaround": "bitwright.rounding.adaround:AdaRound",
+        "cora-ranks": "bitwright.rounding.cora:Cora",
         "discquant": "bitwright.rounding.discquant:DiscQuant",
         "flexround": "bitwright.rounding.flexround:FlexRound",
         "learned-scales": "bitwright.rounding.learned_scales:LearnedScales",
@@ -127,6 +138,7 @@ RECIPES: dict[str, str] = {
     "fp-diffusion": "bitwright.recipes.fp_diffusion:fp_diffusion",
     "int-vs-fp": "bitwright.recipes.int_vs_fp:int_vs_fp",
     "flexq": "bitwright.recipes.flexq:flexq",
+    "aqlm": "bitwright.recipes.aqlm:aqlm",
     "bitstack": "bitwright.recipes.bitstack:bitstack",
     "zeroquant-v2": "bitwright.recipes.zeroquant_v2:zeroquant_v2",
     "baq": "bitwright.recipes.baq:baq",
@@ -134,6 +146,9 @@ RECIPES: dict[str, str] = {
     "fast-2bit": "bitwright.recipes.fast_2bit:fast_2bit",
     "ptq1-61": "bitwright.recipes.ptq1_61:ptq1_61",
     "double-rounding": "bitwright.recipes.double_rounding:double_rounding",
+    "tuned": "bitwright.recipes.tuned:tuned",
+    "vq4dit": "bitwright.recipes.vq4dit:vq4dit",
+    "cora": "bitwright.recipes.cora:cora",
     "adaround": "bitwright.recipes.adaround:adaround",
     "flexround": "bitwright.recipes.flexround:flexround",
     "lrq": "bitwright.recipes.lrq:lrq",
@@ -142,6 +157,10 @@ RECIPES: dict[str, str] = {
     "pv-tuning": "bitwright.recipes.pv_tuning:pv_tuning",
     "fairy2i": "bitwright.recipes.fairy2i:fairy2i",
     "db-llm": "bitwright.recipes.db_llm:db_llm",
+    "hqq": "bitwright.recipes.hqq:hqq",
+    "adadim": "bitwright.recipes.adadim:adadim",
+    "spqr": "bitwright.recipes.spqr:spqr",
+    "squeezellm": "bitwright.recipes.squeezellm:squeezellm",
 }
 
 FORMATS: dict[str, str] = {  # what `export` writes and opens
@@ -157,6 +176,8 @@ FORMATS: dict[str, str] = {  # what `export` writes and opens
 
 WIRINGS: dict[str, str] = {  # config.model_type -> function from a config to a Wiring
     "llama": "bitwright.models.llama:wiring",
+    "vit": "bitwright.models.vit:wiring",
+    "bitwright_resnet": "bitwright.models.resnet:wiring",
 }
 
 

@@ -16,7 +16,7 @@ from torch import nn
 import bitwright
 from bitwright import index
 from bitwright.calibrate.collect import collect
-from bitwright.calibrate.data import Windows
+from bitwright.calibrate.data import Data
 from bitwright.calibrate.gradients import GRADIENTS
 from bitwright.calibrate.store import Store
 from bitwright.checkpoint import Checkpoint, open_checkpoint
@@ -43,7 +43,7 @@ from bitwright.wiring import Wiring
 def compress(
     model: str | Path | nn.Module,
     recipe: Recipe,
-    data: Windows | None = None,
+    data: Data | None = None,
     *,
     out: str | Path | None = None,
     form: str = "native",
@@ -90,7 +90,7 @@ class Job:
 
     source: Checkpoint
     plan: Plan
-    data: Windows | None
+    data: Data | None
     form: Format = Native()
     recipe: Recipe = Recipe()  # as asked: its budget not yet spent
     strict: bool = False
@@ -101,7 +101,7 @@ class Job:
         cls,
         model: str | Path | nn.Module,
         recipe: Recipe,
-        data: Windows | None,
+        data: Data | None,
         wiring: Wiring | None = None,
         strict: bool = False,
         form: str = "native",
@@ -115,8 +115,9 @@ class Job:
             wiring = index.load(index.WIRINGS[kind])(source.config)
         if recipe.transforms:
             raise BadRequest("This version has no transforms yet; leave them out of the recipe.")
-        if data is not None and int(data.ids.max()) >= source.config.vocab_size:
-            raise BadRequest("The calibration tokens are not of this model's vocabulary; make them with its own tokenizer.")
+        source = source.renamed(wiring.renamed)
+        if data is not None and (why := data.refusal(source.config)):
+            raise BadRequest(why)
         spent = recipe if recipe.budget is None and recipe.bound is None else by_price(source, recipe, wiring, writer, strict)
         job = cls(source, plan(source, wiring, spent, strict, writer), data, writer, recipe, strict)
         if why := writer.refusal(job.model()):
@@ -149,7 +150,7 @@ class Job:
         where = out if out is None or isinstance(self.form, Native) else out / NATIVE
         directory = Directory(where, self.plan.blocks + 1, signature) if where else None
         store = Store(stats, fingerprint, self.data.sha256 if self.data else None) if stats and needs else None
-        tokens = self.data.ids.numel() if self.data is not None and needs else 0
+        tokens = self.data.tokens if self.data is not None and needs else 0
         twice = self.plan.paused(tokens) > memory_left(device)
         road = Road(self.source, self.plan, self.data, batch, device, progress, directory, store, twice)
         if needs and self.data is None:
@@ -186,7 +187,7 @@ class Job:
         needs = tuple(n for n in self.plan.recipe.needs if n not in GRADIENTS)  # those were measured before the run
         while True:
             try:
-                if road.store and self.data and not road.store.full(self.plan.blocks, needs):
+                if road.store and self.data and needs and not road.store.full(self.plan.blocks, needs):
                     collect(
                         road.store,
                         self.source,
@@ -253,15 +254,7 @@ class Job:
         asked = {
             "model": self.source.name,
             "recipe": recipe.to_dict(),
-            "calibration": None
-            if data is None
-            else {
-                "name": data.name,
-                "sha256": data.sha256,
-                "rows": len(data.ids),
-                "length": data.ids.shape[1],
-                "seed": data.seed,
-            },
+            "calibration": None if data is None else data.told(),
             "inputs": inputs_of(road),
             "allocation": self.allotment,
         }

@@ -56,8 +56,11 @@ def train_block(
     if not names:
         return dict(terms), []
     after = [r.teacher for r in stream if r.teacher is not None]
-    online = {name: (part, scales.get(name, {})) for name in names if (part := plan.sites[name].inputs) is not None}
+    inputs = {name: part for name in names if (part := plan.sites[name].inputs) is not None}
+    online = {name: (part, scales.get(name, {})) for name, part in inputs.items() if here[name].patches is None}
     found, notes = dict(terms), list[str]()
+    if len(online) < len(inputs) and any(getattr(joint.scope, "online", False) for joint in joints):
+        notes.append("inputs of convolutions are not quantized while training")
     for joint in joints:
         scope: Any = joint.scope
         subjects = {name: Subject(weights[name], found[name], known[name]) for name in names}
@@ -77,7 +80,7 @@ def train_model(
     plan: Plan,
     model: nn.Module,
     sites: Mapping[str, Site],
-    batches: Sequence[Mapping[str, Tensor]],
+    batches: Sequence[Tensor],
     terms: Mapping[str, Terms],
 ) -> tuple[dict[str, Terms], list[str]]:
     """The terms of all matrices after training. `model` holds the float weights."""
@@ -88,7 +91,7 @@ def train_model(
     for joint in joints:
         scope: Any = joint.scope
         subjects = {name: Subject(sites[name].matrix().clone(), found[name], Known()) for name in names}
-        problem: Problem = scope.problem(model, {n: sites[n] for n in names}, batches, subjects)
+        problem: Problem = scope.problem(model, {n: sites[n] for n in names}, batches, plan.wiring.call, subjects)
         found |= joint.solve(problem)
         notes += problem.notes
     return found, notes

@@ -13,7 +13,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from bitwright.checkpoint import locate, skeleton
+from bitwright.checkpoint import auto_class, locate, skeleton
 from bitwright.coded import install
 from bitwright.export import native
 from bitwright.export.base import Opened, format_of, reading
@@ -58,12 +58,12 @@ def load(directory: str | Path, dtype: torch.dtype = torch.float32, size: int | 
     `bits`: of a model that serves several widths, the one to load; it holds the codes of that width alone.
 
     Raises BadRequest where there is none, or where it cannot be so small."""
-    from transformers import AutoModelForCausalLM
-
     root = locate(str(directory))
     form = format_of(root)
     if size is None and bits is None and (form is None or isinstance(form, Native)):
-        return AutoModelForCausalLM.from_pretrained(root, dtype=dtype).eval()
+        from transformers import AutoConfig
+
+        return auto_class(AutoConfig.from_pretrained(root)).from_pretrained(root, dtype=dtype).eval()
     return assembled(root, open_as(root, size, bits, form)).to(dtype)
 
 
@@ -82,7 +82,8 @@ def assembled(root: Path, opened: Opened) -> Any:
 def assemble(config: Any, tensors: dict[str, Tensor], fields: dict[str, Any]) -> nn.Module:
     """The model of tensors that never were on disk: the same modules, filled from memory, fp32."""
     config = copy.deepcopy(config)
-    config.tie_word_embeddings &= not fields["tied_head"]  # tied through the terms then, not through a float weight
+    if fields["tied_head"]:
+        config.tie_word_embeddings = False  # tied through the terms then, not through a float weight
     model = install(skeleton(config), site_metas(fields), fields["tied_head"], site_inputs(fields))
     floats = {n: t if ".terms." in n or ".inputs." in n or not t.is_floating_point() else t.float() for n, t in tensors.items()}
     missing, unexpected = model.load_state_dict(floats, strict=False, assign=True)

@@ -89,13 +89,22 @@ def compress_matrix(W: Float[Tensor, "out inp"], planned: Planned, known: Known,
     recipe = planned.recipe
     out = tuple(t for c in recipe.corrections if c.before for t in c(W, known))
     rest = W - decode(out) if out else W
-    H = known.values.get("gram")
-    coder = Coder.fit(rest, planned.bands, None if H is None else H.diagonal().clamp_min(0), top)
+    coder = Coder.fit(rest, planned.bands, price(known, recipe.grid.needs), top)
     terms = recipe.alone(rest, coder, known)
     plain = (*Nearest()(rest, coder, known), *out)
     error = rest - decode(terms)
     after = tuple(t for c in recipe.corrections if not c.before for t in c(error, known))
     return (*terms, *out, *after), plain
+
+
+def price(known: Known, needs: Sequence[str]) -> Float[Tensor, "*out inp"] | None:
+    """What a squared error costs at each weight (`fisher`) or at each input (`gram`), by what a grid's fit asks for."""
+    if "fisher" in needs and "fisher" in known.values:
+        return known["fisher"]
+    if "fisher" in needs:
+        known.note("no gradients are known here: the grid weighs errors by the second moments of the inputs, if by anything")
+    H = known.values.get("gram")
+    return None if H is None else H.diagonal().clamp_min(0)
 
 
 def lost(E: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"] | None) -> Float[Tensor, "out"]:

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoTokenizer
 
 from bitwright import console, page
+from bitwright.calibrate.data import Windows
+from bitwright.calibrate.drawn import drawn
 from bitwright.calibrate.gradients import GRADIENTS
+from bitwright.calibrate.images import Images
 from bitwright.calibrate.text import text_windows
 from bitwright.checkpoint import locate
-from bitwright.evaluation import Baseline, evaluate
+from bitwright.evaluation import Baseline, Evaluation, ImageBaseline, evaluate, evaluate_images
 from bitwright.evaluation.speed import speeds
 from bitwright.export.base import open_compressed
 from bitwright.job import choose_device, compress
@@ -20,22 +24,36 @@ from bitwright.loading import load
 from bitwright.menus import measured
 from bitwright.narrow import open_as
 from bitwright.page import front
+from bitwright.progress import Progress
 from bitwright.recipe import Recipe
 from bitwright.report import Report, Row
 
-WINDOWS = 96  # of held-out text, on which a comparison judges
-
 
 def measure(
-    model: str, against: str | None, data: str, samples: int, length: int, size: str | None = None, bits: int | None = None
-) -> Any:
+    model: str, against: str | None, data: str, samples: int | None, length: int, size: str | None = None, bits: int | None = None
+) -> Evaluation:
     if size is not None or bits is not None:
         open_as(locate(model), size, bits)  # what cannot be loaded is refused before the work
-    text = text_windows(against or model, data, samples, length, "evaluation")
-    tokenizer = AutoTokenizer.from_pretrained(locate(against or model))
+    rows = drawn(against or model, data, samples, length, "evaluation")
     with console.progress() as bar:
-        base = Baseline.of(load(locate(against)), text, tokenizer, progress=bar) if against else None
-        return evaluate(load(locate(model), size=size, bits=bits), base, text, tokenizer, progress=bar)
+        base = baseline(against, rows, bar) if against else None
+        return judged(load(locate(model), size=size, bits=bits), base or against or model, rows, bar)
+
+
+def baseline(model: str, rows: Windows | Images, progress: Progress) -> Baseline | ImageBaseline:
+    """One pass of the original over what it is judged on."""
+    if isinstance(rows, Images):
+        return ImageBaseline.of(load(locate(model)), rows, progress=progress)
+    return Baseline.of(load(locate(model)), rows, AutoTokenizer.from_pretrained(locate(model)), progress=progress)
+
+
+def judged(model: nn.Module, base: Baseline | ImageBaseline | str, rows: Windows | Images, progress: Progress) -> Evaluation:
+    """A model beside its original; where there is only a name, by itself, with the tokenizer of that name."""
+    if isinstance(rows, Images):
+        return evaluate_images(model, base if isinstance(base, ImageBaseline) else None, rows, progress=progress)
+    if isinstance(base, Baseline):
+        return evaluate(model, base, progress=progress)
+    return evaluate(model, None, rows, AutoTokenizer.from_pretrained(locate(str(base))), progress=progress)
 
 
 def measure_speed(model: str, against: str | None, device: str) -> dict[str, dict[str, Any]]:
@@ -55,21 +73,21 @@ def compared(
     Recipes that work from stored statistics share one store, so what a choice loses is measured once for all budgets."""
     for path in also:
         open_compressed(path)  # what cannot be read is refused before the work
-    text = text_windows(model, data, samples, length, "calibration") if chosen else None
-    judge = text_windows(model, data, WINDOWS, length, "evaluation")
+    rows = drawn(model, data, samples, length, "calibration") if chosen else None
+    judge = drawn(model, data, None, length, "evaluation")
     reports = []
     with console.progress() as bar, tempfile.TemporaryDirectory() as folder:
-        base = Baseline.of(load(locate(model)), judge, AutoTokenizer.from_pretrained(locate(model)), progress=bar)
+        base = baseline(model, judge, bar)
         for name, recipe in chosen.items():
             from_store = measured(recipe) or set(recipe.needs) & set(GRADIENTS)  # others are rounded behind what is rounded already
             stats = Path(folder) if from_store else None
-            small, report = compress(model, recipe, text, out=out / name, stats=stats, overwrite=overwrite, progress=bar)
-            report = report.with_scores(evaluate(small, base).to_json())
+            small, report = compress(model, recipe, rows, out=out / name, stats=stats, overwrite=overwrite, progress=bar)
+            report = report.with_scores(judged(small, base, judge, bar).to_json())
             report.write(out / name)
             (out / name / "report.html").write_text(page.render(report))
             reports.append(report)
         for path in also:
-            reports.append(as_it_lies(path).with_scores(evaluate(load(locate(str(path))), base).to_json()))
+            reports.append(as_it_lies(path).with_scores(judged(load(locate(str(path))), base, judge, bar).to_json()))
     out.mkdir(parents=True, exist_ok=True)
     front.write(reports, out)
     return reports

@@ -97,8 +97,9 @@ class Menu:
         return torch.where(self.possible, 0.0, torch.inf).double()
 
     def budget(self, recipe: Recipe) -> int:
-        """Bits for the units under the recipe's budget. Raises BadRequest with the range that can be reached."""
-        assert recipe.budget is not None
+        """Bits for the units under the recipe's budget, or for the dearest choices. Raises BadRequest with the range in reach."""
+        if recipe.budget is None:
+            return reach(self.prices_only, self.price)[1]
         least, most = (end + self.pinned for end in reach(self.prices_only, self.price))
         asked = int(recipe.budget * self.weights)
         if not least <= asked < most + min(self.weights, most // 8):  # a little above the dearest is the dearest
@@ -143,11 +144,11 @@ def pins(recipe: Recipe, name: str) -> bool:
 
 
 def measured(recipe: Recipe) -> bool:
-    """Whether losses decide, not prices alone."""
+    """Whether losses decide, not prices alone. Without a budget every unit takes what loses least of the menu."""
     by_loss = recipe.allocation is not None and recipe.allocation.probe is not None
     if recipe.bound is not None and (recipe.budget is not None or not by_loss):
         raise BadRequest("A bound on the KL takes the place of a budget, and an allocation that measures losses; mend the recipe.")
-    return by_loss and (recipe.budget is not None or recipe.bound is not None)
+    return by_loss and (recipe.budget is not None or recipe.bound is not None or bool(recipe.menu))
 
 
 def by_price(source: Checkpoint, recipe: Recipe, wiring: Wiring, form: Format, strict: bool) -> Recipe:

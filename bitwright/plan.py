@@ -94,7 +94,7 @@ def plan(source: Checkpoint, wiring: Wiring, recipe: Recipe, strict: bool = Fals
     if recipe.head:
         outer = heads(model, wiring, recipe, tied)
         planned |= {n: p for n, (s, own) in outer.items() if (p := plan_site(n, s, own, strict, form)) is not None}
-    outside = (wiring.head, *wiring.embed)
+    outside = (wiring.head, *wiring.embed, *(n for part in wiring.embed for n in sites(model.get_submodule(part), f"{part}.")))
     if unused := [
         r.match for r in recipe.rules if not any(map(r.matches, (*named, *(outside if r.ignore or recipe.head else ()))))
     ]:
@@ -165,15 +165,13 @@ def inside(model: Any, wiring: Wiring) -> dict[str, Site]:
 
 
 def heads(model: nn.Module, wiring: Wiring, recipe: Recipe, tied: bool) -> dict[str, tuple[Site, Recipe | None]]:
-    """The embedding, and the output head where it has a matrix of its own; each with the recipe that applies to it."""
+    """What embeds, and the output head where it has a matrix of its own; each with the recipe that applies to it."""
     found = {}
-    for name in (wiring.embed[0], wiring.head):
-        site = Site.of(name, model.get_submodule(name))
-        if site is None or (tied and name == wiring.head):
-            continue
-        chosen = recipe.of(name)
-        if chosen is not None:
-            chosen = replace(chosen, activations=None)
-            chosen = replace(chosen, rounding=Nearest(), corrections=()) if name == wiring.embed[0] else chosen
-        found[name] = site, chosen
+    for part in (*wiring.embed, *(() if tied else (wiring.head,))):
+        for name, site in sites(model.get_submodule(part), f"{part}.").items():
+            chosen = recipe.of(name)
+            if chosen is not None:
+                chosen = replace(chosen, activations=None)
+                chosen = chosen if name == wiring.head else replace(chosen, rounding=Nearest(), corrections=())
+            found[name] = site, chosen
     return found

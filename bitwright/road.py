@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from bitwright.allocation.stack import Stack
 from bitwright.calibrate.collect import head_moments
-from bitwright.calibrate.data import Windows
+from bitwright.calibrate.data import Data
 from bitwright.calibrate.gradients import GRADIENTS
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.store import HEAD, Store
-from bitwright.calibrate.stream import Rows, discover, embed, run, walk, walk_twice
+from bitwright.calibrate.stream import Rows, discover, embed, push, walk, walk_twice
 from bitwright.checkpoint import Checkpoint, fill, skeleton, whole
 from bitwright.export.native import flatten
 from bitwright.export.resumable import Directory
@@ -42,7 +42,7 @@ class Road:
 
     source: Checkpoint
     plan: Plan
-    data: Windows | None
+    data: Data | None
     batch: int
     device: torch.device
     progress: Progress
@@ -62,7 +62,8 @@ class Road:
         outer = {n: Site.of(n, model.get_submodule(n)) for n in self.plan.sites if not self.inside(n)}
         for name in (*self.plan.wiring.embed, *self.plan.wiring.norm):
             fill(model.get_submodule(name), self.source, name)
-        coded = {n: self.solve(site, Known(), None) for n, site in outer.items() if site and n in self.plan.wiring.embed}
+        before = {n: site for n, site in outer.items() if site and n != self.plan.wiring.head}
+        coded = {n: self.solve(site, Known(), None) for n, site in before.items()}
         stream = self.start(model, blocks, state.get("done", 0))
         for i in range(state.get("done", 0), len(blocks)):
             self.progress("compressing", i, len(blocks))
@@ -76,22 +77,24 @@ class Road:
         if of_model(self.plan) and self.data is not None:
             self.together(of_model(self.plan), self.data)
 
-    def together(self, joints: Sequence[JointRounding], data: Windows) -> None:
+    def together(self, joints: Sequence[JointRounding], data: Data) -> None:
         """All matrices of the blocks once more, as one problem; needs the whole model in memory. Shards are written again."""
         model = whole(self.source).to(self.device)
         here = {n: s for n, s in inside(model, self.plan.wiring).items() if n in self.plan.sites}
         stored = [self.tensors] if self.directory is None else [self.directory.read(i) for i in range(self.directory.number)]
         leaves = {n: t.to(self.device) for part in stored for n, t in part.items() if ".terms." in n}
         terms = {n: load_terms(n, self.metas[n], leaves) for n in here}
-        batches = [{"input_ids": ids.to(self.device), "use_cache": False} for ids in data.ids.split(self.batch)]
+        batches = list(data.inputs.to(self.device).split(self.batch))
         self.progress("training the whole model", 0, 1)
         found, notes = train_model(joints, self.plan, model, here, batches, terms)
         for row in [r for r in self.rows if r.name in trainable(self.plan, list(here))]:
             ours = found[row.name]
             self.note(after_training(row, here[row.name].matrix(), ours, Known(), notes), [t.meta() for t in ours])
-        changed = {n: t.cpu() for n, t in flatten(found, {}).items()}
         for i, part in enumerate(stored):
-            part |= {n: t for n, t in changed.items() if n in part}
+            ours = {name for name in found if any(n.startswith(f"{name}.terms.") for n in part)}
+            for n in [n for n in part if n.partition(".terms.")[0] in ours and ".terms." in n]:
+                del part[n]  # a matrix may have more terms now, or fewer
+            part |= {n: t.cpu() for n, t in flatten({name: found[name] for name in ours}, {}).items()}
             if self.directory:
                 self.directory.shard(i, part)
         self.progress("training the whole model", 1, 1)
@@ -100,7 +103,7 @@ class Road:
         """The rows before block `done`: embedded, or as an interrupted run left them. None where no data is walked."""
         if not self.plan.recipe.needs or self.data is None or (self.store is not None and not of_block(self.plan)):
             return []
-        stream = embed(model.base_model, blocks, self.data.ids, self.batch, self.double)
+        stream = embed(model.base_model, blocks, self.data.inputs, self.batch, self.double, self.plan.wiring.call)
         if done and self.directory:
             left = self.directory.hidden(done)
             for lane in ("hidden", "teacher") if self.double else ("hidden",):
@@ -131,7 +134,7 @@ class Road:
         before = [replace(r) for r in stream] if joints else []
         weights = {name: site.matrix().clone() for name, site in here.items()} if joints else {}
         if not here:  # nothing to compress in it, but what comes next meets its outputs
-            passed(block, stream, i)
+            push(block, stream, i)
         for readers, known in self.visits(block, here, stream, i) if here else ():
             for name in readers:
                 terms[name], of[name] = self.solve(here[name], known, i, tops.get(name)), known
@@ -223,7 +226,7 @@ def fused_tops(plan: Plan, here: Mapping[str, Site], prefix: str) -> dict[str, P
         bands = [plan.sites[name].bands[0] for name in names]
         if len(names) > 1 and all((b.grid, b.layout) == (bands[0].grid, bands[0].layout) for b in bands):
             grid: Any = bands[0].grid
-            whole = [name for name, leaf in grid.leaves.items() if leaf.shared == "tensor"]
+            whole = [name for name, leaf in grid.leaves.items() if leaf.shared == "tensor" and name.endswith("_top")]
             if whole:
                 groups = torch.cat([band.layout.split(here[name].matrix()) for name, band in zip(names, bands)])
                 p = replace(grid, by=AbsMax()).fit(groups)
@@ -242,11 +245,3 @@ def load_terms(site: str, metas: Sequence[Mapping[str, Json]], tensors: Mapping[
     return tuple(
         base.load(meta, {leaf: tensors[f"{site}.terms.{i}.{leaf}"] for leaf in base.spec(meta)}) for i, meta in enumerate(metas)
     )
-
-
-@torch.no_grad()
-def passed(block: nn.Module, stream: Sequence[Rows], number: int) -> None:
-    """Push both lanes through a block as it is."""
-    for r in stream:
-        r.hidden = run(block, r.hidden, r.calls[number])
-        r.teacher = None if r.teacher is None else run(block, r.teacher, r.calls[number])

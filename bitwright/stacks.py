@@ -15,7 +15,7 @@ from jaxtyping import Integer as Ints
 from torch import Tensor, nn
 
 from bitwright.allocation.stack import Gains, Score, Stack, falls, measured, weighed
-from bitwright.calibrate.data import Windows
+from bitwright.calibrate.data import Data, Windows
 from bitwright.coded import CodedLinear
 from bitwright.errors import BadRequest, writing
 from bitwright.export.base import Opened, open_compressed
@@ -35,16 +35,16 @@ def ordered(allocation: Any, rows: Sequence[Row], metas: Metas) -> tuple[str, ..
     return tuple(name for name, _ in allocation.order(falls({row.name: row.prefixes for row in rows}), sizes(metas)))
 
 
-def unmeasured(allocation: Any, data: Windows | None) -> tuple[str, ...]:
+def unmeasured(allocation: Any, data: Data | None) -> tuple[str, ...]:
     """What the report says where a stack keeps the order of its errors, as there is no text to run the model on."""
-    if not isinstance(allocation, Stack) or allocation.by == "errors" or data is not None:
+    if not isinstance(allocation, Stack) or allocation.by == "errors" or isinstance(data, Windows):
         return ()
-    return ("the stack is ordered by the errors of its matrices, as no data was given; with data its small sizes are better",)
+    return ("the stack is ordered by the errors of its matrices, as no text was given; with text its small sizes are better",)
 
 
-def finish(directory: Path, allocation: Any, data: Windows | None, progress: Progress) -> None:
+def finish(directory: Path, allocation: Any, data: Data | None, progress: Progress) -> None:
     """The last step of making a stack: its order is measured, where its recipe asks for that and there is data."""
-    if not isinstance(allocation, Stack) or allocation.by == "errors" or data is None:
+    if not isinstance(allocation, Stack) or allocation.by == "errors" or not isinstance(data, Windows):
         return
     if open_compressed(directory).model.stack:  # empty where no matrix has a second term
         reorder(directory, data.ids[:ORDERING], allocation, progress)

@@ -89,6 +89,15 @@ def speeds(found: Mapping[str, Mapping[str, Any]], console: Console | None = Non
     say(out, f"One token at a time on {first['device']}, {first['threads']} threads, both models in turn.")
 
 
+def sensitivity(found: Sequence[Any], console: Console | None = None) -> None:
+    """What `sensitivity` found: settings, the original first."""
+    table = grid("weights, bits", "inputs, bits", "perplexity", "rise", "class")
+    for one in found:
+        wide = ["as they are" if bits == 16 else str(bits) for bits in (one.weights, one.inputs)]
+        table.add_row(*wide, f"{one.perplexity:.3f}", f"{one.rise:+.3f}", str(one.quality))
+    (console or Console(highlight=False)).print(table)
+
+
 def scores(found: Mapping[str, Any], console: Console | None = None) -> None:
     """What `evaluate` found, as the plain dict that lies in a report."""
     out = console or Console(highlight=False)

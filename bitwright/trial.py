@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bitwright.calibrate.data import Windows
-from bitwright.calibrate.gradients import head_weight
+from bitwright.calibrate.gradients import head_of
 from bitwright.calibrate.stream import Rows, embed, run
 from bitwright.checkpoint import Checkpoint, fill, skeleton
 from bitwright.evaluation.divergence import divergence
@@ -47,9 +47,7 @@ class Trial:
         rows = [r.to(device) for r in embed(model.base_model, blocks, windows.ids, BATCH, False)]
         for i, block in enumerate(blocks):
             fill(block, source, f"{wiring.blocks}.{i}", device)
-        norm, weight = model.get_submodule(wiring.norm[-1]).to(device), head_weight(source, wiring).to(device)
-        head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        head.weight = nn.Parameter(weight, requires_grad=False)
+        norm, head = model.get_submodule(wiring.norm[-1]).to(device), head_of(source, wiring).to(device)
         named = [sites(block, f"{wiring.blocks}.{i}.") for i, block in enumerate(blocks)]
         hidden = [r.hidden for r in rows]
         trial = cls(windows, list(blocks), named, norm, head, rows, before, Hidden(torch.empty(0, 0, 0), torch.float32))

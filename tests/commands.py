@@ -140,7 +140,7 @@ def test_models_of_other_tools_are_inspected_converted_and_compared(
     assert not (tmp_path / "gguf").exists()
     refused(run("convert", "zoo:lm", "--to", "awq", "-o", tmp_path / "x"), "not a compressed model")
     refused(run("convert", there, "--to", "magic", "-o", tmp_path / "x"), "There is no format", "gguf")
-    monkeypatch.setattr("bitwright.measuring.WINDOWS", 2)
+    monkeypatch.setattr("bitwright.calibrate.drawn.WINDOWS", 2)
     code, said, _ = run(
         "compare", "zoo:lm", "--recipes", "", "--with", there, "--with", tmp_path / "awq", "-o", tmp_path / "c", "--length", 64
     )

@@ -69,8 +69,11 @@ def grids() -> dict[str, list[Any]]:
     second, nested = index.resolve("scales", "second-level"), index.resolve("grids", "nested")
     tables = index.load("bitwright.grids.table:TABLES")
     ragged, compand = index.resolve("grids", "ragged"), index.resolve("grids", "compand")
+    points, means = index.resolve("grids", "points"), index.resolve("fits", "kmeans-dp")
     squares, floats = index.resolve("fits", "least-squares"), index.resolve("scales", "float")
     dual = index.resolve("grids", "dual-binary")
+    book, sums = index.resolve("grids", "codebook"), index.resolve("grids", "additive")
+    minimal = index.resolve("fits", "hqq-minimum")()
     least, coarse = squares(), squares("imatrix", 8, 2)
     turned = second(64, 2, signed=True)
     return {
@@ -99,13 +102,17 @@ def grids() -> dict[str, list[Any]]:
             offset(16, by_all[-1], second(64, 2), second(64, 2, least=0)),
             *(offset(n, by, second(n, 2), second(n, 2, least=0)) for n, by in ((4, least), (16, coarse), (16, squares("even")))),
             offset(16, least),
+            *(offset(n, minimal, minimum=floats(signed=signed)) for n, signed in ((4, False), (16, True))),
             offset(16, coarse, minimum=floats(signed=True)),
         ],
         "menu": [index.resolve("grids", "menu")(by=by) for by in by_all[:3]],
         "nested": [nested(by=by_all[1]), nested(shared=True), nested(4, (4, 2), False, by=by_all[2])],
         "trit-planes": [trits(2), trits(3), trits(2, weighted=True), trits(1), trits(2, scale=variants("scales")[1])],
         "dual-binary": [dual(), dual(by_all[1], 3)],
+        "points": [points(), points(4, means("diagonal"), "float32"), points(16, means("even")), points(8, by_all[1])],
         "ragged": [ragged(), ragged(1.0), ragged(2.4, 5), ragged(4.0, whole=True), ragged(0.5), ragged(2.4, search=True)],
+        "codebook": [book(16, 2), book(8, 4, scale=floats(), weighted=True), book(256, 8, floats("float32"), rounds=5)],
+        "additive": [sums(2, 8, 4), sums(3, 4, 2, weighted=True), sums(2, 16, 8, None), sums(1, 16, 2)],
         "compand": [compand(), compand(1.0, 2), compand(3.0, points="lloyd-max"), compand(2.5, search=False), compand(0.5)],
     }
 
@@ -119,7 +126,10 @@ def few_grids() -> dict[str, list[Any]]:
         "offset": [offset(8), offset(4, scale=second(16, "row"), minimum=second(16, "row", least=0))],
         "table": [table("nf4"), table("ternary", polish=2), table("roots4"), table("e2m1", scale=e4m3())],
         "trit-planes": [trits(2)],
+        "codebook": [index.resolve("grids", "codebook")(16, 2)],
+        "additive": [index.resolve("grids", "additive")(2, 8, 4)],
         "ragged": [index.resolve("grids", "ragged")(2.4)],
+        "points": [index.resolve("grids", "points")(2)],  # of sixteen numbers: with many points nothing is left to compensate
         "compand": [index.resolve("grids", "compand")(2.0, points="lloyd-max", search=False)],
     }
 
@@ -139,8 +149,13 @@ def roundings() -> dict[str, list[Any]]:
         + [gptq(block=8), gptq.llm_compressor(), gptq.gptqmodel()],
         "quantease": [ease(iters=8), ease(iters=3, relax_until=0)],
         "quantease-outlier": [outlier(0.02, iters=4), outlier(0.0), outlier(0.02, iters=2, first=nearest())],
+        "aqlm": [index.resolve("rounding", "aqlm")(4), index.resolve("rounding", "aqlm")(3, beam=3)],
         "baq": [baq(), baq(order="descending", runs=2, last=chain((gptq(), ease(iters=2))))],
         "cvxq": [index.resolve("rounding", "cvxq")(), index.resolve("rounding", "cvxq")("gram")],
+        "spqr-gptq": [index.resolve("rounding", "spqr-gptq")(*given) for given in ((0.02,), (0.0, "natural"))],
+        "dense-and-sparse": [
+            index.resolve("rounding", "dense-and-sparse")(*shares) for shares in ((0.01, 0.02), (0.02, 0.05), (0.0, 0.0))
+        ],
         "mixed-columns": [  # the laws compare with the coder's own grid, so what replaces it is finer
             mixed(by="hessian", block=4, high=fine, group=8, outliers=0.02),
             *(mixed(share, by, 4, fine, 8) for share, by in ((0.25, "range"), (0.5, "input"), (0.25, "weight"), (0.0, "range"))),
@@ -151,7 +166,7 @@ def roundings() -> dict[str, list[Any]]:
 
 def joints(fixed: bool, steps: int = 12) -> list[Any]:
     """Every joint rounding for a few steps, started from its own; `fixed`: the grids' parameters stay."""
-    still = {"ranges": False, "range_rate": 0.0, "book_rate": 0.0} if fixed else {}
+    still = {"ranges": False, "range_rate": 0.0, "book_rate": 0.0, "budget": 0.0} if fixed else {"budget": 0.4}
     found = []
     for kind in parts("joint").values():
         made = kind()

@@ -1,6 +1,7 @@
 """Trained roundings on the very same blocks: one walk through zoo:lm; every method solves every problem, the start goes on.
 
-errors[method][block]   the held-out loss of what it stores;   start: nearest rounding
+errors[method][block]   the held-out loss of what it stores (start: nearest rounding);   trained: on the batches it saw;
+moved: the share of codes that differ from the start's
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from bitwright.recipe import Recipe, Rule
 from bitwright.rounding.base import Rounding
 from bitwright.rounding.nearest import Nearest
 from bitwright.terms.base import Terms
+from bitwright.terms.coded import Coded
 from bitwright.training.problem import Problem
 from bitwright.training.scopes import Block, Scope
 
@@ -26,6 +28,8 @@ class Contest:
     methods: Mapping[str, Any]
     errors: dict[str, list[float]] = field(default_factory=dict)
     trained: dict[str, list[float]] = field(default_factory=dict)
+    moved: dict[str, list[float]] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
     start: Rounding = Nearest()
     scope: Scope = Block()
     needs = ("gram",)
@@ -34,9 +38,18 @@ class Contest:
         for name, method in {"start": self.start, **self.methods}.items():
             found = method.solve(problem) if hasattr(method, "solve") else each(method, problem)
             self.errors.setdefault(name, []).append(problem.judged(found))
+            self.moved.setdefault(name, []).append(moved(problem, found))
+            self.notes.setdefault(name, []).extend(problem.notes)
+            problem.notes.clear()
             seen = replace(problem, held=0)
             self.trained.setdefault(name, []).append(seen.judged(found))
         return {name: subject.start for name, subject in problem.subjects.items()}
+
+
+def moved(problem: Problem, found: Mapping[str, Terms]) -> float:
+    """The share of codes that are not the start's."""
+    pairs = [(a.codes, b.codes) for n, s in problem.subjects.items() for a, b in zip(s.start, found[n]) if isinstance(a, Coded)]
+    return sum(int((a != b).sum()) for a, b in pairs) / sum(a.numel() for a, _ in pairs)
 
 
 def each(method: Rounding, problem: Problem) -> Mapping[str, Terms]:

@@ -11,10 +11,12 @@ from bitwright.coded import CodedLinear
 from bitwright.coder import Band, Coder
 from bitwright.grids.base import Grid
 from bitwright.grids.integer import Integer
+from bitwright.grids.learned import Learned
 from bitwright.grids.uneven import Uneven
 from bitwright.kernels import dispatch
 from bitwright.layout import Layout
 from bitwright.linalg import objective
+from bitwright.rounding.aqlm import Aqlm
 from bitwright.rounding.baq import Baq
 from bitwright.rounding.base import Rounding
 from bitwright.rounding.cvxq import Cvxq
@@ -31,8 +33,9 @@ def known(H: Tensor) -> Known:
 
 
 def moves_levels(rounding: Rounding, grid: Grid) -> bool:
-    """Whether it takes levels from some groups and gives them to others: then even white inputs do not make it nearest."""
-    return isinstance(grid, Uneven) and isinstance(rounding, Baq | Cvxq)
+    """Whether it takes levels from some groups and gives them to others, or moves the points themselves: then even white inputs do
+    not make it nearest."""
+    return isinstance(grid, Uneven if isinstance(rounding, Baq | Cvxq) else Learned if isinstance(rounding, Aqlm) else ())
 
 
 def loss(W: Tensor, terms: Terms, H: Tensor) -> float:

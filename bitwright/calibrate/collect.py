@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from bitwright.calibrate.data import Windows
+from bitwright.calibrate.data import Data
 from bitwright.calibrate.stats import Gram, Known
 from bitwright.calibrate.store import HEAD, Store
 from bitwright.calibrate.stream import Rows, discover, embed, walk, walk_twice
@@ -19,7 +19,7 @@ def collect(
     store: Store,
     source: Checkpoint,
     wiring: Wiring,
-    data: Windows,
+    data: Data,
     needs: Sequence[str],
     batch: int,
     device: torch.device,
@@ -31,7 +31,7 @@ def collect(
     blocks = wiring.block_list(model)
     for name in (*wiring.embed, *wiring.norm):
         fill(model.get_submodule(name), source, name)
-    stream = [r.to(device) for r in embed(model.base_model, blocks, data.ids, batch, "cross" in needs)]
+    stream = [r.to(device) for r in embed(model.base_model, blocks, data.inputs, batch, "cross" in needs, wiring.call)]
     for i, block in enumerate(blocks):
         progress("collecting statistics", i, len(blocks))
         prefix = f"{wiring.blocks}.{i}."
@@ -49,7 +49,9 @@ def collect(
 
 def head_moments(model: Any, wiring: Wiring, stream: Sequence[Rows]) -> Known:
     """Second moments of what the output head reads."""
-    norm, gram = model.get_submodule(wiring.norm[-1]).to(stream[0].hidden.device), Gram(stream[0].hidden.shape[-1])
+    gram: Gram | None = None
     for r in stream:
-        gram.add(norm(r.hidden).flatten(0, -2))
-    return Known({"gram": gram.value()})
+        states = wiring.states(model, r.hidden).flatten(0, -2)
+        gram = gram or Gram(states.shape[-1])
+        gram.add(states)
+    return Known() if gram is None else Known({"gram": gram.value()})

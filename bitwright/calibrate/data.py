@@ -16,7 +16,7 @@ import tokenize
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,28 @@ SUFFIXES = (".txt", ".md", ".py", ".jsonl")
 POOL = 8  # windows cut for each window drawn
 MANY = 12  # a directory with more files than this has its suffixes as domains, otherwise its file names
 NOT_PROGRAMS = {"test", "tests", "site-packages", "dist-packages", "__pycache__", "pydoc_data", "encodings", "lib2to3"}
+
+
+@runtime_checkable
+class Data(Protocol):
+    """What a model is calibrated or judged on: rows of inputs for its body. `Windows` of text, `Images`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def inputs(self) -> Tensor: ...  # [rows, ...]: what the body is called on
+    @property
+    def tokens(self) -> int: ...  # about as many as pass a block, for the estimate of memory
+    @property
+    def answers(self) -> int: ...  # predictions the model makes
+    @property
+    def sha256(self) -> str: ...
+    def take(self, rows: int) -> Any: ...
+    def part(self, rows: slice) -> Any: ...
+    def refusal(self, config: Any) -> str | None: ...  # one sentence where a model cannot take it
+    def told(self) -> dict[str, Any]: ...  # for the report
 
 
 @dataclass(frozen=True)
@@ -50,6 +72,27 @@ class Windows:
     name: str
     split: str | None
     seed: int
+
+    @property
+    def inputs(self) -> Int[Tensor, "rows length"]:
+        return self.ids
+
+    @property
+    def tokens(self) -> int:
+        return self.ids.numel()
+
+    @property
+    def answers(self) -> int:
+        return self.ids.numel()
+
+    def refusal(self, config: Any) -> str | None:
+        if int(self.ids.max()) >= getattr(config, "vocab_size", 0):
+            return "The calibration tokens are not of this model's vocabulary; make them with its own tokenizer."
+        return None
+
+    def told(self) -> dict[str, Any]:
+        rows, length = self.ids.shape
+        return {"name": self.name, "sha256": self.sha256, "rows": rows, "length": length, "seed": self.seed}
 
     @property
     def sha256(self) -> str:

@@ -12,13 +12,13 @@ Cost: two forward passes and one backward. Sources: Martens and Grosse, 2015; ca
 hidden states on their principal components instead of drawing tokens: the same matrix up to the metric of the output).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bitwright.calibrate.data import Windows
+from bitwright.calibrate.data import Data
 from bitwright.calibrate.stream import embed, run
 from bitwright.checkpoint import Checkpoint, fill, skeleton
 from bitwright.progress import Progress
@@ -30,14 +30,14 @@ GRADIENTS = (FISHER, OUTPUT)  # statistics of a site by itself; all others are o
 
 
 def gradients(
-    source: Checkpoint, wiring: Wiring, data: Windows, device: torch.device, progress: Progress, seed: int = 0
+    source: Checkpoint, wiring: Wiring, data: Data, device: torch.device, progress: Progress, seed: int = 0
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """(site, its statistics) of every site inside the blocks, from the last block to the first."""
     model: Any = skeleton(source.config)
     blocks = wiring.block_list(model)
     for name in (*wiring.embed, *wiring.norm):
         fill(model.get_submodule(name), source, name)
-    stream = [r.to(device) for r in embed(model.base_model, blocks, data.ids, 1, False)]
+    stream = [r.to(device) for r in embed(model.base_model, blocks, data.inputs, 1, False, wiring.call)]
     before: list[list[Tensor]] = []  # by block, then by row
     for i, block in enumerate(blocks):
         progress("walking forward", i, len(blocks))
@@ -47,8 +47,8 @@ def gradients(
             for r in stream:
                 r.hidden = run(block, r.hidden, r.calls[i])
         block.to("meta")
-    norm = model.get_submodule(wiring.norm[-1]).to(device)
-    back = [of_drawn_tokens(norm, head_weight(source, wiring).to(device), r.hidden, seed + k) for k, r in enumerate(stream)]
+    head = head_of(source, wiring).to(device)
+    back = [of_drawn(lambda h: wiring.states(model, h), head, r.hidden, seed + k) for k, r in enumerate(stream)]
     for i in range(len(blocks) - 1, -1, -1):
         progress("walking back", len(blocks) - 1 - i, len(blocks))
         block, prefix = blocks[i], f"{wiring.blocks}.{i}."
@@ -64,7 +64,7 @@ def gradients(
             for handle in handles:
                 handle.remove()
             (back[k],) = torch.autograd.grad(out, start, back[k])
-        tokens = data.ids.numel()
+        tokens = data.answers
         for name, (square, output) in sums.items():
             yield name, {FISHER: square.cpu() / tokens, OUTPUT: output.cpu() / tokens}
         block.to("meta")
@@ -78,7 +78,7 @@ def tapped(site: Site, sums: list[Tensor]) -> Any:
         x = site.tokens(args[0].detach())
 
         def backward(grad: Tensor) -> None:
-            g = grad.reshape(len(x), -1)
+            g = site.outputs(grad)
             sums[0].add_((g.T @ x).square_())
             sums[1].add_(g.square().sum(0))
 
@@ -87,20 +87,24 @@ def tapped(site: Site, sums: list[Tensor]) -> Any:
     return forward
 
 
-def head_weight(source: Checkpoint, wiring: Wiring) -> Tensor:
-    """[vocabulary, width], fp32: the head's own, or the embedding where they are tied."""
+def head_of(source: Checkpoint, wiring: Wiring) -> nn.Linear:
+    """The output head, fp32: its own weight, or the embedding's where they are tied."""
     name = f"{wiring.head}.weight"
-    return source.tensor(name if name in source.shapes else f"{wiring.embed[0]}.weight").float()
+    weight = source.tensor(name if name in source.shapes else f"{wiring.embed[0]}.weight").float()
+    bias = source.tensor(f"{wiring.head}.bias").float() if f"{wiring.head}.bias" in source.shapes else None
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    head.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias}, assign=True)
+    return head.requires_grad_(False)
 
 
-def of_drawn_tokens(norm: nn.Module, head: Tensor, hidden: Tensor, seed: int) -> Tensor:
-    """The gradient of -sum log p(y) at the last hidden states, y drawn from p at every token."""
+def of_drawn(states_of: Callable[[Tensor], Tensor], head: nn.Linear, hidden: Tensor, seed: int) -> Tensor:
+    """The gradient of -sum log p(y) at the last hidden states, y drawn from p at every token, or for every image."""
     start = hidden.detach().requires_grad_()
     with torch.enable_grad():
-        states = norm(start)
+        states = states_of(start)
     with torch.no_grad():
-        p = torch.softmax((states @ head.T).float(), -1)
+        p = torch.softmax(head(states).float(), -1)
         drawn = torch.multinomial(p.flatten(0, -2).cpu(), 1, generator=torch.Generator().manual_seed(seed)).to(p.device)
         p.view(-1, p.shape[-1]).scatter_add_(1, drawn, -torch.ones_like(drawn, dtype=p.dtype))
-    (grad,) = torch.autograd.grad(states, start, p @ head)
+    (grad,) = torch.autograd.grad(states, start, p @ head.weight)
     return grad

@@ -16,11 +16,12 @@ same taps, for statistics that compare the two.
 import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
-from jaxtyping import Integer as Ints
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from bitwright import index
@@ -72,16 +73,24 @@ class Recorder(nn.Module):
         return hidden
 
 
-def embed(body: nn.Module, blocks: nn.ModuleList, ids: Ints[Tensor, "rows length"], batch: int, teacher: bool) -> list[Rows]:
-    """The rows as they enter the first block. `body` is the model without its head; its blocks need not hold weights."""
+def embed(
+    body: nn.Module,
+    blocks: nn.ModuleList,
+    inputs: Shaped[Tensor, "rows ..."],
+    batch: int,
+    teacher: bool,
+    call: Mapping[str, Any] = MappingProxyType({"use_cache": False}),
+) -> list[Rows]:
+    """The rows as they enter the first block. `body` is the model without its head, called on `inputs` (ids, images) with the
+    keyword arguments `call`; its blocks need not hold weights."""
     originals = list(blocks)
     recorders = [Recorder() for _ in originals]
     found = []
     try:
         for i, recorder in enumerate(recorders):
             blocks[i] = recorder
-        for part in ids.split(batch):
-            body(part, use_cache=False)
+        for part in inputs.split(batch):
+            body(part, **call)
             start = recorders[0].hidden
             found.append(Rows(start, [r.call for r in recorders], start if teacher else None))
     finally:
@@ -91,13 +100,13 @@ def embed(body: nn.Module, blocks: nn.ModuleList, ids: Ints[Tensor, "rows length
 
 
 def discover(block: nn.Module, sites: Mapping[str, Site], rows: Rows, number: int) -> list[Tap]:
-    """Which sites read one and the same tensor, in the order of their calls, by running one row through the block."""
+    """Which sites read one and the same tensor alike, in the order of their calls, by running one row through the block."""
     seen: list[tuple[Tensor, list[str]]] = []  # the tensors are held while identities are compared: addresses are reused
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             for tensor, readers in seen:
-                if tensor is args[0]:
+                if tensor is args[0] and sites[readers[0]].patches == sites[name].patches:
                     readers.append(name)
                     return
             seen.append((args[0], [name]))
@@ -116,6 +125,14 @@ def discover(block: nn.Module, sites: Mapping[str, Site], rows: Rows, number: in
 def run(block: Callable[..., Any], hidden: Tensor, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
     out = block(hidden, *call[0], **call[1])
     return out[0] if isinstance(out, tuple) else out
+
+
+def push(block: nn.Module, rows: Sequence[Rows], number: int) -> None:
+    """All rows through a block in which nothing changes."""
+    for r in rows:
+        r.hidden = run(block, r.hidden, r.calls[number])
+        if r.teacher is not None:
+            r.teacher = run(block, r.teacher, r.calls[number])
 
 
 @dataclass(eq=False)
@@ -241,6 +258,8 @@ def known_of(site: Site, stats: Mapping[str, Any]) -> Known:
         known.note(f"no calibration token reached {site.name}")
     elif stats and tokens < site.shape[1]:
         known.note(f"only {tokens} calibration tokens for {site.shape[1]} inputs")
+    if stats and site.patches is not None and site.patches.groups > 1:
+        known.note(f"its {site.patches.groups} groups share the statistics of their inputs")
     return known
 
 

@@ -7,11 +7,6 @@ from bitwright.checkpoint import locate
 from bitwright.errors import BadRequest
 
 
-def calibration(model: str | Path, source: str = "stdlib", samples: int = 128, length: int = 512, seed: int = 0) -> Windows:
-    """Calibration windows of a source of text, in the tokens of a model."""
-    return text_windows(model, source, samples, length, "calibration", seed)
-
-
 def text_windows(model: str | Path, source: str, samples: int, length: int, split: Split, seed: int = 0) -> Windows:
     """Windows of a source of text in the tokens of a model. Raises BadRequest where there is no tokenizer or too little text."""
     from transformers import AutoTokenizer

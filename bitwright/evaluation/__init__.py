@@ -11,4 +11,6 @@ from bitwright.evaluation.flips import Flips as Flips
 from bitwright.evaluation.flips import compare as compare
 from bitwright.evaluation.hidden import Hidden as Hidden
 from bitwright.evaluation.hidden import hidden_states as hidden_states
+from bitwright.evaluation.images import ImageBaseline as ImageBaseline
+from bitwright.evaluation.images import evaluate_images as evaluate_images
 from bitwright.evaluation.run import evaluate as evaluate

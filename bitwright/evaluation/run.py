@@ -64,7 +64,7 @@ def evaluate(
 
 def _alone(reading: Reading, windows: Windows, nll: Float[np.ndarray, "rows scored"]) -> Evaluation:
     draws = resamples(len(nll))
-    other, bits = _perplexity(nll, windows, draws)
+    other, bits = perplexity(nll, int(windows.bytes.sum()), draws)
     return Evaluation(
         data=_data(windows),
         perplexity=Perplexity(_protocol(windows), nll.size, None, other, None, bits, None, None, None),
@@ -83,8 +83,9 @@ def _alone(reading: Reading, windows: Windows, nll: Float[np.ndarray, "rows scor
 
 def _paired(reading: Reading, against: Baseline, tokens: Tokens) -> Evaluation:
     windows, draws = against.windows, resamples(len(tokens.kl))
-    base, bits_base = _perplexity(tokens.nll_base, windows, draws)
-    other, bits = _perplexity(tokens.nll_other, windows, draws)
+    size = int(windows.bytes.sum())
+    base, bits_base = perplexity(tokens.nll_base, size, draws)
+    other, bits = perplexity(tokens.nll_other, size, draws)
     gap = tokens.nll_other - tokens.nll_base
     count = np.full(len(gap), float(gap.shape[1]))
     distance = summarise(tokens, draws)
@@ -99,14 +100,14 @@ def _paired(reading: Reading, against: Baseline, tokens: Tokens) -> Evaluation:
             bits_per_byte=bits,
             ratio=block_mean(gap.sum(1), count, draws, "nats"),
             ratio_median=float(np.median(gap.mean(1))),
-            correlation=_correlation(tokens.nll_base, tokens.nll_other),
+            correlation=correlation(tokens.nll_base, tokens.nll_other),
         ),
         divergence=distance,
         tasks=_tasks(reading, against.reading),
         strata=strata(tokens, windows, draws),
         floor=against.floor,
         verdict=verdict(distance.kl.value, against.floor.kl if against.floor else None),
-        histogram=_histogram(tokens.kl),
+        histogram=histogram(tokens.kl),
         passages=passages(tokens, windows, against.tokenizer),
         window_kl=_per_window(tokens.kl),
         window_nll_base=_per_window(tokens.nll_base),
@@ -126,9 +127,10 @@ def _protocol(windows: Windows) -> str:
     return f"windows-{windows.ids.shape[1]}"
 
 
-def _perplexity(nll: np.ndarray, windows: Windows, draws: np.ndarray) -> tuple[Score, float]:
+def perplexity(nll: np.ndarray, size: int, draws: np.ndarray) -> tuple[Score, float]:
+    """Of -log p [rows, answers] in nats, with bits per byte of a text of `size` bytes."""
     mean = block_mean(nll.sum(1), np.full(len(nll), float(nll.shape[1])), draws, "nats")
-    bits = float(nll.sum() / (int(windows.bytes.sum()) * math.log(2))) if windows.bytes.sum() else math.nan
+    bits = float(nll.sum() / (size * math.log(2))) if size else math.nan
     return mean.map(_exp, _exp(mean.value), "perplexity"), bits
 
 
@@ -136,7 +138,7 @@ def _exp(nats: float) -> float:
     return math.exp(nats) if nats < 700 else math.inf
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     a, b = a.ravel() - a.mean(), b.ravel() - b.mean()
     scale = math.sqrt(float(a @ a) * float(b @ b))
     return float(a @ b) / scale if scale > 0 else None
@@ -157,7 +159,7 @@ def _tasks(reading: Reading, base: Reading | None) -> tuple[Task, ...]:
     return tuple(replace(t, flips=replace(t.flips, holm=p)) for t, p in zip(tasks, corrected) if t.flips)
 
 
-def _histogram(kl: np.ndarray) -> Histogram:
+def histogram(kl: np.ndarray) -> Histogram:
     finite = kl[np.isfinite(kl)]
     logs = np.log10(np.maximum(finite, 1e-30)).clip(EDGES[0], EDGES[-1])
     return Histogram(EDGES, tuple(int(count) for count in np.histogram(logs, EDGES)[0]))

@@ -1,7 +1,7 @@
 """The values of tables, by name. Scalar tables ascend: nearest is a search; engines' order of codes is the exporters' business.
 
-Small floats eXmY have X bits of exponent and Y of mantissa, subnormals, no infinity, and one zero; e3m0 are powers of two. BitMoD's
-fp3 and fp4 have one value more where a small float has minus zero. Cards: formats (section 1), bitmod.
+Small floats eXmY have X bits of exponent and Y of mantissa, subnormals, no infinity, and one zero; without mantissa they are powers
+of two. BitMoD's fp3 and fp4 have one value more where a small float has minus zero. Cards: formats (section 1), bitmod.
 """
 
 NF4 = (
@@ -25,6 +25,7 @@ def extended(above: tuple[float, ...], special: float) -> tuple[tuple[float, ...
 
 TABLES: dict[str, tuple[tuple[float, ...], ...]] = {  # scalar tables ascend: nearest is then a search
     "nf4": tuple((v,) for v in NF4),
+    "e2m0": small_float(2, 0, 1),
     "e3m0": small_float(3, 0, 3),
     "e2m1": small_float(2, 1, 1),
     "e1m2": small_float(1, 2, 1),

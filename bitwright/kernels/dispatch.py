@@ -30,7 +30,15 @@ MATMUL = {
     "numba": ("bitwright.kernels.numba.matmul", "cpu"),
     "reference": ("bitwright.kernels.reference", None),
 }
-ENTRIES = {"gptq_block": SWEEP, "descent": SWEEP, "matmul": MATMUL}
+NEAREST = {
+    "numba": ("bitwright.kernels.numba.nearest", "cpu"),
+    "reference": ("bitwright.kernels.reference", None),
+}
+KMEANS = {
+    "numba": ("bitwright.kernels.numba.kmeans", "cpu"),
+    "reference": ("bitwright.kernels.reference", None),
+}
+ENTRIES = {"gptq_block": SWEEP, "descent": SWEEP, "matmul": MATMUL, "nearest_sum": NEAREST, "kmeans": KMEANS}
 _forced: ContextVar[str | None] = ContextVar("forced", default=None)
 
 
@@ -85,3 +93,13 @@ def descent(
 def matmul(x: Float[Tensor, "n inp"], packed: Packed) -> Float[Tensor, "n out"]:
     """x W^t in the type of x."""
     return call("matmul", x, packed)
+
+
+def nearest_sum(x: Float[Tensor, "n w"], first: Float[Tensor, "i w"], last: Float[Tensor, "j w"]) -> Ints[Tensor, "n"]:
+    """i + j * len(first) of the sum first_i + last_j nearest to x (fp64), exactly; the lowest among equals."""
+    return call("nearest_sum", x, first, last)
+
+
+def kmeans(x: Float[Tensor, "g n"], price: Float[Tensor, "g n"], count: int) -> Float[Tensor, "g count"]:
+    """The `count` points of every group that leave the least priced squared error, ascending. fp64; `x` ascends."""
+    return call("kmeans", x, price, count)

@@ -17,7 +17,7 @@ from jaxtyping import Integer as Ints
 from torch import Tensor
 
 from bitwright.errors import Decoded
-from bitwright.kernels.planes import Plane, Widths, planes
+from bitwright.kernels.planes import Plane, Widths, Words, planes
 from bitwright.terms.base import Terms, decode
 from bitwright.terms.coded import Coded
 from bitwright.terms.sign_lowrank import SignLowRank
@@ -48,7 +48,7 @@ class Packed:
         return sum(leaf.nbytes for leaf in leaves.values()) + sum(t.nbytes for term in self.thin for t in term.tensors().values())
 
     def form(
-        self, kernel: str, widths: Widths, make: Callable[[Plane], list[Any]], declines: Callable[[Plane], str | None]
+        self, kernel: str, widths: Widths, make: Callable[[Any], list[Any]], declines: Callable[[Plane | Words], str | None]
     ) -> list[Made] | None:
         """Every coded term as a kernel makes it; None where it declines one, which is said once in a warning."""
         if kernel not in self.forms:
@@ -59,7 +59,7 @@ class Packed:
                 warnings.warn(Decoded(f"{self.name} is decoded for every product: {why}."), stacklevel=2)
         return self.forms[kernel]
 
-    def made(self, widths: Widths, make: Callable[[Plane], list[Any]], declines: Callable[[Plane], str | None]) -> list[Made]:
+    def made(self, widths: Widths, make: Callable[[Any], list[Any]], declines: Callable[[Plane | Words], str | None]) -> list[Made]:
         terms = self.load()
         if any(isinstance(term, SignLowRank) for term in terms):
             raise NotImplementedError("signs times a thin product have no kernel yet")

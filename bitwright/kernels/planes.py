@@ -1,4 +1,4 @@
-"""Codes as planes: the form in which every multiplication kernel takes them.
+"""Codes as planes: the form in which every multiplication kernel takes them, and learned vectors as words.
 
     W^[r, j] = sum over planes  scale[r, g] * (value(code[r, j]) - zero[r, g]),      g the group of column j
 
@@ -39,10 +39,25 @@ class Plane:
         return parts.view(values.shape)
 
 
-def planes(term: Coded, widths: Widths) -> tuple[Plane, ...]:
+@dataclass(frozen=True, eq=False)
+class Words:
+    """Sums of learned vectors: scale[r, g] * sum_k books[k, digits[k, r, i]] for the run i of `v` columns."""
+
+    group: int
+    digits: UInt8[Tensor, "books out m"]
+    scale: Float[Tensor, "out g"]
+    books: Float[Tensor, "books words v"]
+
+
+def planes(term: Coded, widths: Widths) -> tuple[Plane | Words, ...]:
     """The planes of a term. Raises NotImplementedError, in words, where it has none."""
     grid: Any = term.grid
-    group = term.layout.block((term.shape[0], term.codes.shape[1]))[1]
+    group = term.layout.block((term.shape[0], term.codes.shape[1] * grid.width))[1]
+    if hasattr(grid, "words") and grid.words <= 256:
+        digits = torch.stack([term.codes.int() // grid.words**k % grid.words for k in range(grid.books)]).to(torch.uint8)
+        scale = term.params["scale"].float() if grid.scale else torch.ones(len(term.params["book"]), 1, device=digits.device)
+        rows = scale.view(term.tiles).repeat_interleave(term.shape[0] // term.tiles[0], 0)
+        return (Words(group, digits, rows, term.params["book"][0].float().view(grid.books, grid.words, grid.width)),)
     if grid.width > 1 or grid.levels > 256:
         raise NotImplementedError("its codes are vectors" if grid.width > 1 else "its codes have more than 8 bits")
 
@@ -59,6 +74,8 @@ def planes(term: Coded, widths: Widths) -> tuple[Plane, ...]:
             scale, zero = torch.where(flat, 1.0, scale), torch.where(flat, -number, zero)
             codes = codes.masked_fill(spread(flat).repeat_interleave(group, 1), 0)
         return tuple(affine_planes(codes, group, spread(scale), spread(zero + 0 * scale), parts_of))
+    if not hasattr(grid, "scale"):
+        raise NotImplementedError("its groups have points of their own")
     scale = read(grid.scale, term.params)
     if hasattr(grid, "patterns"):
         trits = (grid.patterns(scale) + 1).to(torch.uint8)

@@ -124,6 +124,9 @@ def grid(part: Mapping[str, Json]) -> str:
         return f"the points of the {part['table']} table"
     if kind == "trit-planes":
         return f"a sum of {part['planes']} scaled planes of -1, 0 and 1"
+    if kind in ("codebook", "additive"):
+        book = f"{part['levels'] if kind == 'codebook' else part['words']} learned vectors of {part['width']} weights"
+        return f"one of {book}" if kind == "codebook" else f"a sum of {part['books']}, each one of {book}"
     return plain(part)
 
 

@@ -12,6 +12,7 @@ from bitwright.grids.scales import Float
 from bitwright.grids.separable import Separable
 from bitwright.layout import Layout
 from bitwright.recipe import Recipe
+from bitwright.rounding.base import Rounding
 from bitwright.rounding.gptq import GPTQ
 from bitwright.rounding.mixed_columns import MixedColumns
 from bitwright.rounding.nearest import Nearest
@@ -19,7 +20,7 @@ from bitwright.rounding.pv_tuning import PvTuning
 from bitwright.training.loop import Training
 from bitwright.training.scopes import Block
 
-FIXED = {"nearest": Nearest(), "gptq": GPTQ()}
+FIXED: dict[str, Rounding] = {"nearest": Nearest(), "gptq": GPTQ()}
 
 
 def ptq1_61(

@@ -48,7 +48,7 @@ class JointRounding(Protocol):
         """Statistics by name, those of the start included."""
 
     def solve(self, problem: Problem) -> Mapping[str, Terms]:
-        """Terms for every subject, of the same kinds and sizes as those it started from."""
+        """Terms for every subject: of the same kinds and sizes as those it started from, and corrections where it finds some."""
 
 
 def alone(rounding: Rounding | JointRounding) -> Rounding:

@@ -61,7 +61,7 @@ def squared_gradients(known: Known, name: str, shape: tuple[int, int]) -> Float[
     if tuple(G.shape) != shape or not torch.isfinite(G).all():
         raise BadRequest(
             f"The statistic {name!r} of a {shape[0]} x {shape[1]} matrix is {' x '.join(map(str, G.shape))} or not finite; "
-            "collect the mean squared gradient of every weight, or use sensitivity 'gram'."
+            "collect the mean squared gradient of every weight, or weigh by 'gram'."
         )
     return G
 

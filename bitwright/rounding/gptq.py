@@ -10,7 +10,7 @@ Two choices decide what "GPTQ" means, and are named here:
     order   descending (by second moment, the default), natural, group-aware (inside groups, then groups by their largest)
     groups  static (parameters from the untouched weights, the default) or dynamic (from the weights as compensated so far,
             when the first column of a group is reached; with descending order the groups then follow the order and the
-            permutation is stored, 32 bits per input)
+            permutation is stored, 32 bits per input, unless groups lie inside one column)
 `llm_compressor` and `gptqmodel` are the presets equal to those tools' defaults. Dead inputs need no special case: damping puts
 1 on their diagonal and nothing moves. Differs from the released code: dynamic parameters see the fully updated weights, where
 that code reads them stale inside a block. O(out inp^2).
@@ -79,7 +79,7 @@ class GPTQ:
 
     def metas(self, shape: tuple[int, int], bands: Sequence[Band]) -> tuple[Mapping[str, Json], ...]:
         permuted = self.groups == "dynamic" and self.order == "descending"
-        return metas(shape, [Band(b.grid, b.layout, inputs(b, shape)) if permuted else b for b in bands])
+        return metas(shape, [Band(b.grid, b.layout, inputs(b, shape)) if permuted and mixes(b, shape) else b for b in bands])
 
     def chunks(self, coder: Coder, steps: list[Ints[Tensor, "_"]]) -> list[list[Ints[Tensor, "_"]]]:
         """Steps cut into lazy blocks; where parameters are dynamic, also at the start of every group."""
@@ -125,6 +125,9 @@ def follow(coder: Coder, W: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"
     """Bands whose groups follow the descending order of their inputs' second moments."""
     bands = []
     for band in coder.bands:
+        if not mixes(band, (W.shape[0], W.shape[1])):
+            bands.append(band)
+            continue
         vectors = inputs(band, (W.shape[0], W.shape[1])).to(W.device).view(-1, band.grid.width)
         rank = H.diagonal()[vectors].sum(1).argsort(descending=True, stable=True)
         bands.append(Band(band.grid, band.layout, vectors[rank].flatten()))
@@ -133,3 +136,8 @@ def follow(coder: Coder, W: Float[Tensor, "out inp"], H: Float[Tensor, "inp inp"
 
 def inputs(band: Band, shape: tuple[int, int]) -> Ints[Tensor, "k"]:
     return torch.arange(shape[1]) if band.columns is None else band.columns
+
+
+def mixes(band: Band, shape: tuple[int, int]) -> bool:
+    """Whether its groups hold more than the columns of one step; else any order of the columns leaves them whole."""
+    return band.layout.block((shape[0], len(inputs(band, shape))))[1] > band.grid.width

@@ -4,7 +4,8 @@
              ("compressed"), out of the float ones ("float"), or a number of each with equal chance ("mixed": QDrop, 2203.05740).
              Targets: the float block on the float rows ("float"), so that it also mends what came before, on its own inputs
              ("same"), or the sum of both losses ("both"). Instead of the squared error 1 - cos ("cosine"), or the squared error per
-             feature - log |cos| ("angular": PTQ1.61, 2502.13179), angles of whole tokens. `online`: the inputs of the matrices are quantized meanwhile, as the recipe does it at run time.
+             feature - log |cos| ("angular": PTQ1.61, 2502.13179), angles of whole tokens. `online`: the inputs of the matrices are
+             quantized meanwhile, as the recipe does it at run time.
     model    KL(float || compressed) of the logits, per token. Holds the whole model in fp32. A share `ambiguous` of it is weighed
              by (H(float) + H(compressed))^gamma, entropies of the token's distributions, of mean one over a batch, without
              gradients: tokens that neither model is sure of count more (DB-LLM, 2402.11960, constants not public; card: db-llm).
@@ -102,15 +103,20 @@ class Model:
     held: float = 0.125
 
     def problem(
-        self, model: nn.Module, sites: Mapping[str, Site], batches: Sequence[Mapping[str, Tensor]], subjects: Mapping[str, Subject]
+        self,
+        model: nn.Module,
+        sites: Mapping[str, Site],
+        batches: Sequence[Tensor],
+        call: Mapping[str, Any],
+        subjects: Mapping[str, Subject],
     ) -> Problem:
-        """`model` holds the float weights and gives `logits`; `batches`: its keyword arguments."""
+        """`model` holds the float weights and gives `logits`; it is called on `batches` with the keyword arguments `call`."""
         names = {name: f"{name}.weight" for name in sites}
 
         def loss(weights: Weights, k: int) -> Tensor:
             with torch.no_grad():
-                teacher = model(**batches[k]).logits.float().log_softmax(-1)
-            student = functional_call(model, shaped(sites, names, weights), kwargs=dict(batches[k])).logits.float().log_softmax(-1)
+                teacher = model(batches[k], **call).logits.float().log_softmax(-1)
+            student = Replaced(model, shaped(sites, names, weights))(batches[k], **call).logits.float().log_softmax(-1)
             lost = (teacher.exp() * (teacher - student)).sum(-1)
             return (lost * self.price(teacher, student.detach())).mean() if self.ambiguous else lost.mean()
 

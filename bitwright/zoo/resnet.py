@@ -12,20 +12,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
-from transformers.configuration_utils import PretrainedConfig
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
-
-class ResNetConfig(PretrainedConfig):
-    """`width`: channels of the first stage; `depth`: blocks per stage."""
-
-    model_type = "bitwright_resnet"
-
-    width: int = 16
-    depth: int = 3
-    image_size: int = 32
-    num_channels: int = 3
+from bitwright.zoo.resnet_config import ResNetConfig
 
 
 class Block(nn.Module):
@@ -63,7 +53,6 @@ class ResNetPreTrained(PreTrainedModel):
     config_class = ResNetConfig
     base_model_prefix = "resnet"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
@@ -109,6 +98,5 @@ class ResNetForImageClassification(ResNetPreTrained):
         return ImageClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
 
 
-AutoConfig.register("bitwright_resnet", ResNetConfig, exist_ok=True)
 AutoModel.register(ResNetConfig, ResNet, exist_ok=True)
 AutoModelForImageClassification.register(ResNetConfig, ResNetForImageClassification, exist_ok=True)

@@ -26,8 +26,9 @@ import json
 import math
 import time
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,9 +38,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
-from bitwright.zoo.resnet import ResNetConfig, ResNetForImageClassification
+from bitwright.zoo.resnet import ResNetForImageClassification
+from bitwright.zoo.resnet_config import ResNetConfig
 
-VIT = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 768}
+VIT: dict[str, Any] = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 768}
 VIT |= {"image_size": 32, "patch_size": 4}
 RECIPES: dict[str, dict[str, Any]] = {
     "resnet": {"lr": 0.3, "decay": 5e-4, "batch": 512, "steps": 17_200, "mix": 0.0, "warp": 0.0, "width": 24},
@@ -91,7 +93,7 @@ def decoded(path: Path) -> tuple[UInt8[Tensor, "n 3 32 32"], Int[Tensor, "n"], l
     with np.load(path, allow_pickle=False) as file:
         raw, offsets = file["jpeg"].tobytes(), file["offsets"]
         labels, classes = torch.from_numpy(file["labels"].astype(np.int64)), [str(name) for name in file["classes"]]
-    images = [np.asarray(Image.open(io.BytesIO(raw[a:b])).convert("RGB")) for a, b in zip(offsets[:-1], offsets[1:])]
+    images = [np.asarray(Image.open(io.BytesIO(raw[a:b])).convert("RGB")) for a, b in pairwise(offsets)]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), labels, classes
 
 
@@ -153,7 +155,7 @@ def folded(model: Any) -> Any:
     """The same function with every batch norm multiplied into the conv before it, fp32, on the CPU."""
     model = copy.deepcopy(model).cpu().float().eval()
     for name, pair in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Sequential)]:
-        conv, norm = pair
+        conv, norm = cast(tuple[nn.Conv2d, Any], tuple(pair))
         gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         conv.weight.mul_(gain[:, None, None, None])
         conv.bias = nn.Parameter(norm.bias - norm.running_mean * gain)

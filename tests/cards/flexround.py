@@ -60,7 +60,7 @@ def test_flexround_on_the_blocks_of_a_small_llama() -> None:
 @pytest.mark.acceptance
 def test_lrq_generalises_from_few_sequences_and_fits_less_than_flexround() -> None:
     """Checks 2 and 3 of card lrq: with few sequences the gap between held-out and calibration error is smaller on 80 % of the
-    blocks and the held-out error at most FlexRound's on 60 %; on the calibration data itself FlexRound <= LRQ <= ranges alone on 90 %."""
+    blocks and the held-out error at most FlexRound's on 60 %; on the calibration data FlexRound <= LRQ <= ranges alone on 90 %."""
     last = Training(steps=1000, keep="last")
     scales = Lrq(share=0.0, rate=1e-3, training=last)
     methods = {"flexround": FlexRound(1e-3, training=last), "lrq": Lrq(0.3, 1e-3, training=last), "scales": scales}

@@ -144,3 +144,14 @@ def test_two_planes_lie_between_three_and_four_bits_in_perplexity_and_three_are_
     found = {name: perplexity.nll(bitwright.compress("zoo:lm", r)[0], ids).mean().exp() for name, r in chosen.items()}
     assert found["four bits"] < found["two planes"] < found["three bits"]
     assert found["three planes"] <= 1.03 * perplexity.nll(bitwright.load(zoo.path("lm")), ids).mean().exp()
+
+
+@pytest.mark.acceptance
+@pytest.mark.xfail(strict=True, reason="22.47 against 22.44: three bits on searched ranges are a hair better on this model")
+def test_two_planes_beat_three_bits_on_searched_ranges_in_perplexity():
+    ids = text_windows("zoo:lm", "stdlib", 32, 512, "evaluation").ids
+    planes, bits = (
+        perplexity.nll(bitwright.compress("zoo:lm", r)[0], ids).mean().exp()
+        for r in (recipes.ptqtp(), recipes.rtn(bits=3, group=128))
+    )
+    assert planes < bits

@@ -8,15 +8,18 @@ from torch import Tensor
 
 import bitwright
 from bitwright import recipes, zoo
+from bitwright import sensitivity as study
 from bitwright.calibrate.stats import Known
 from bitwright.coder import Band, Coder
 from bitwright.corrections.lorc import Lorc
+from bitwright.errors import BadRequest
 from bitwright.evaluation import Baseline, evaluate
 from bitwright.grids.integer import Integer
 from bitwright.layout import Layout
 from bitwright.linalg import damped, objective, root
 from bitwright.rounding.gptq import GPTQ
 from bitwright.rounding.nearest import Nearest
+from bitwright.sensitivity import quality, quantized
 from bitwright.terms.base import decode, stored_bits
 
 METHODS = [Nearest(), GPTQ()]
@@ -103,6 +106,37 @@ def test_the_full_rank_reproduces_the_matrix_and_rank_zero_is_nothing(whiten: bo
         assert (whole - W).abs().max() <= 1e-5 * W.abs().max() < (decode(terms) - W).abs().max()
     nothing = Lorc(0, whiten)
     assert nothing(E, known(H)) == () and nothing.metas(shape) == ()
+
+
+# --- the study ---------------------------------------------------------------------------------------------------------------
+
+
+def test_classes_are_the_studys():
+    assert [quality(rise) for rise in (-1.0, 0.1, 0.11, 0.5, 0.51)] == [1, 1, 2, 2, 3]
+
+
+def test_inputs_are_quantized_per_token_and_only_inside():
+    linear, x = torch.nn.Linear(32, 8), torch.randn(2, 3, 32)
+    x[0, 0] *= 100  # a loud token spoils itself only
+    model, before = torch.nn.Sequential(linear), linear(x)
+    with quantized(model, ["0"], 8):
+        close = (model(x) - before).abs().amax(-1)
+    with quantized(model, ["0"], 4):
+        coarse = (model(x) - before).abs().amax(-1)
+    assert (close.flatten()[1:] < 0.1).all() and (close < coarse).all() and (close > 0).all()
+    assert torch.equal(model(x), before)
+
+
+def test_the_study_of_a_tiny_model_is_in_order(monkeypatch, tiny_llama, tokens):
+    """Alone and both, at every width; both are never better than noise allows, and nothing is left on the model."""
+    monkeypatch.setattr(study, "text_windows", lambda *_: tokens())
+    found = {(s.weights, s.inputs): s for s in study.sensitivity(str(tiny_llama()), (8, 2), (8, 2), 32)}
+    assert set(found) == {(w, a) for w in (16, 8, 2) for a in (16, 8, 2)}
+    assert found[16, 16].rise == 0 and found[16, 16].quality == 1
+    moved = {at: abs(s.rise) for at, s in found.items()}
+    assert 0 < moved[8, 16] < moved[2, 16] and 0 < moved[16, 8] < moved[16, 2] and moved[8, 8] < moved[2, 2]
+    with pytest.raises(BadRequest, match="2 to 8 bits"):
+        study.sensitivity("zoo:lm", (16,))
 
 
 # --- zoo:lm ------------------------------------------------------------------------------------------------------------------

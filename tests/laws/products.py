@@ -11,8 +11,11 @@ from matrices import bands_of, coded, differ, module
 
 from bitwright.coder import Coder
 from bitwright.errors import BadRequest, Decoded
+from bitwright.grids.additive import Additive
 from bitwright.grids.base import Grid
+from bitwright.grids.codebook import Codebook
 from bitwright.grids.integer import Integer
+from bitwright.grids.scales import Float
 from bitwright.grids.table import Table
 from bitwright.grids.trit_planes import TritPlanes
 from bitwright.layout import Layout
@@ -23,6 +26,12 @@ from bitwright.terms.sparse import Sparse
 
 GRIDS = [Integer(n) for n in (2, 3, 4, 8, 9, 16, 32, 64, 128, 256)]
 GRIDS += [Integer(16, symmetric=True), Table("nf4"), Table("e2m1"), Table("ternary"), Table("binary"), TritPlanes(2), TritPlanes(3)]
+GRIDS += [
+    Additive(2, 256, 8, rounds=2),
+    Additive(3, 5, 4, rounds=2),
+    Codebook(256, 4, rounds=2),
+    Codebook(16, 2, Float(), rounds=2),
+]
 
 
 @pytest.mark.parametrize("layout", [Layout(1, 16), Layout(1, None), Layout(8, 32), Layout(None, None)], ids=str)

@@ -17,11 +17,13 @@ from bitwright.errors import BadRequest
 from bitwright.grids.base import Grid
 from bitwright.grids.fit import Mse
 from bitwright.grids.integer import Integer
+from bitwright.grids.learned import Learned
 from bitwright.layout import Layout
 from bitwright.rounding.base import Rounding
 from bitwright.rounding.bitstack import BitStack
 from bitwright.rounding.chain import Chain
 from bitwright.rounding.cvxq import Cvxq
+from bitwright.rounding.dense_and_sparse import DenseAndSparse
 from bitwright.rounding.gptq import GPTQ
 from bitwright.rounding.nearest import Nearest
 from bitwright.rounding.quantease import QuantEase
@@ -72,7 +74,8 @@ def test_nearest_is_rarely_beaten_by_nothing(rounding: Rounding, few_grids: Grid
         coder = fitted(W, H, few_grids)
         ratios.append(loss(W, rounding(W, coder, known(H)), H) / loss(W, coder.terms(W), H))
     told = torch.tensor(ratios)
-    share = 0.8 if isinstance(rounding, Cvxq) else 0.95  # which sees the diagonal of H only
+    # Cvxq and DenseAndSparse see the diagonal of H only; GPTQ takes the nearest of few vectors by a distance without H inside them
+    share = 0.8 if isinstance(rounding, Cvxq | DenseAndSparse) or isinstance(few_grids, Learned) else 0.95
     assert dynamic(rounding) or (told <= 1 + 1e-6).float().mean() >= share
     assert told.mean() < 0.95 or "gram" not in rounding.needs or rounding == Chain((Nearest(),))
 

@@ -1,5 +1,6 @@
 """The stream: one pass with pauses equals running the block again before every tap; taps are what shares an input."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,13 @@ from bitwright.calibrate.stats import Gram
 from bitwright.calibrate.stream import discover, embed, run, walk, walk_twice
 from bitwright.checkpoint import open_checkpoint, skeleton
 from bitwright.job import compress
+from bitwright.matrix import Solved
+from bitwright.models.llama import wiring
+from bitwright.plan import plan
+from bitwright.recipe import Rule
 from bitwright.road import fill
 from bitwright.sites import sites
+from bitwright.terms.base import decode
 
 CPU = torch.device("cpu")
 LOCAL = [
@@ -125,3 +131,22 @@ def test_a_machine_too_small_for_all_rows_walks_twice_and_says_so(
     assert once.asked["inputs"] == "as compressed so far" and "block before" in twice.asked["inputs"]
     same = [a.error == b.error for a, b in zip(once.rows, twice.rows)]
     assert all(same[:3]) and not all(same)  # q, k and v of the first block see the same inputs either way
+
+
+@torch.no_grad()
+def test_rows_also_pass_a_block_that_stays_as_it_is(tiny_llama: Callable[..., Path], tokens: Any) -> None:
+    """With block 0 left alone, block 1 is rounded exactly as in a model in which only it is compressed: on block 0's outputs."""
+    recipe = dataclasses.replace(recipes.gptq(bits=4, group=32), rules=(Rule("re:model\\.layers\\.0\\..*", ignore=True),))
+    small, _ = compress(tiny_llama(), recipe, tokens())
+    model = opened(tiny_llama())
+    rows = embed(model.model, model.model.layers, tokens().ids, 4, False)
+    for r in rows:
+        r.hidden = run(model.model.layers[0], r.hidden, r.calls[0])
+    source = open_checkpoint(tiny_llama())
+    fill(model.model.layers[1], source, "model.layers.1", CPU)
+    grid = sites(model.model.layers[1], "model.layers.1.")
+    taps = discover(model.model.layers[1], grid, rows[0], 1)
+    tap, known = next(iter(walk(model.model.layers[1], grid, taps, rows, 1, ("gram",))))
+    name = tap.readers[0]
+    found = Solved.of(grid[name].matrix(), plan(source, wiring(source.config), recipe).sites[name], known, None)
+    assert torch.equal(decode(found.terms), small.get_submodule(name).weight)

@@ -7,7 +7,8 @@ not shifted out: with m_i the byte below field i + 1 (b & 3, b & 15, b & 63, b),
     sum_i x_i c_i = sum_i m_i (x_i / B^i - x_{i+1} / B^{i+1}),     B = 2^bits
 
 Scales and offsets meet the sum of a group, not its weights. Codes of 3 bits take 4 here, those of 5 to 7 take 8: the
-arithmetic of a second pass costs more than the bytes. Tables are looked up weight by weight, no faster than fp32.
+arithmetic of a second pass costs more than the bytes. Tables are looked up weight by weight, no faster than fp32. Learned vectors
+are in words.py.
 """
 
 from typing import Any, no_type_check
@@ -18,9 +19,10 @@ from jaxtyping import Float
 from numba import njit, prange
 from torch import Tensor
 
+from bitwright.kernels.numba import words
 from bitwright.kernels.numba.sweep import STARTED_WITH, compiled
 from bitwright.kernels.packed import Packed
-from bitwright.kernels.planes import Plane
+from bitwright.kernels.planes import Plane, Words
 
 TILE = 64  # outputs
 WIDTHS = {1: (2,), 2: (2,), 3: (4,), 4: (4,), 5: (8,), 6: (8,), 7: (8,), 8: (8,)}  # one pass with idle bits beats two without
@@ -46,12 +48,17 @@ def codes_product(x: Float[Tensor, "n k"], found: list[Any], out: int) -> Float[
     return torch.from_numpy(y[:, :out])
 
 
-def declines(plane: Plane) -> str | None:
+def declines(plane: Plane | Words) -> str | None:
+    if isinstance(plane, Words):
+        return None
     return f"its groups have {plane.group} columns, not a multiple of 4" if plane.group % 4 else None
 
 
-def tiled(plane: Plane) -> list[tuple[Any, ...]]:
+def tiled(plane: Plane | Words) -> list[tuple[Any, ...]]:
     """Group size, bytes [tiles, k bits / 8, 64], scales and offsets [tiles, groups, 64], bits, table."""
+    if isinstance(plane, Words):
+        digits, rows = lanes(plane.digits.permute(1, 2, 0).flatten(1)).numpy(), lanes(plane.scale).numpy()
+        return [(words.gemv, plane.group, digits, rows, rows, plane.books.transpose(1, 2).contiguous().numpy())]
     fields = 8 // plane.bits
     shifts = torch.arange(0, 8, plane.bits, dtype=torch.uint8)
     data = (plane.codes.view(len(plane.codes), -1, fields) << shifts).sum(2, dtype=torch.uint8)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from jaxtyping import Integer as Ints
 from torch import Tensor
 
-from bitwright.kernels.planes import Plane
+from bitwright.kernels.planes import Plane, Words
 from bitwright.kernels.triton import words as lay
 from bitwright.kernels.triton.words import BLOCK, TILE
 
@@ -49,7 +49,9 @@ class Made(NamedTuple):
         return {**found, "B1": first, "B2": second, "GROUP": self.group}
 
 
-def declines(plane: Plane) -> str | None:
+def declines(plane: Plane | Words) -> str | None:
+    if isinstance(plane, Words):
+        return "its codes are vectors"
     fits = plane.group % BLOCK == 0 or plane.group in (16, 32) or plane.scale.shape[1] == 1
     return None if fits else f"its groups of {plane.group} columns do not fit blocks of {BLOCK}"
 
