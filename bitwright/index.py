@@ -155,6 +155,7 @@ RECIPES: dict[str, str] = {
     "adaquant": "bitwright.recipes.adaquant:adaquant",
     "discquant": "bitwright.recipes.discquant:discquant",
     "pv-tuning": "bitwright.recipes.pv_tuning:pv_tuning",
+    "gradient-ptq": "bitwright.recipes.gradient_ptq:gradient_ptq",
     "fairy2i": "bitwright.recipes.fairy2i:fairy2i",
     "db-llm": "bitwright.recipes.db_llm:db_llm",
     "hqq": "bitwright.recipes.hqq:hqq",

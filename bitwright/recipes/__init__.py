@@ -24,6 +24,7 @@ from bitwright.recipes.flexq import flexq as flexq
 from bitwright.recipes.flexround import flexround as flexround
 from bitwright.recipes.fp_diffusion import fp_diffusion as fp_diffusion
 from bitwright.recipes.gptq import gptq as gptq
+from bitwright.recipes.gradient_ptq import gradient_ptq as gradient_ptq
 from bitwright.recipes.hqq import hqq as hqq
 from bitwright.recipes.int_vs_fp import int_vs_fp as int_vs_fp
 from bitwright.recipes.lrq import lrq as lrq
