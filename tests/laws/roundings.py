@@ -25,6 +25,7 @@ from bitwright.rounding.chain import Chain
 from bitwright.rounding.cvxq import Cvxq
 from bitwright.rounding.dense_and_sparse import DenseAndSparse
 from bitwright.rounding.gptq import GPTQ
+from bitwright.rounding.layerwise import Layerwise
 from bitwright.rounding.nearest import Nearest
 from bitwright.rounding.quantease import QuantEase
 from bitwright.rounding.quantease_outlier import QuantEaseOutlier
@@ -77,7 +78,8 @@ def test_nearest_is_rarely_beaten_by_nothing(rounding: Rounding, few_grids: Grid
     # Cvxq and DenseAndSparse see the diagonal of H only; GPTQ takes the nearest of few vectors by a distance without H inside them
     share = 0.8 if isinstance(rounding, Cvxq | DenseAndSparse) or isinstance(few_grids, Learned) else 0.95
     assert dynamic(rounding) or (told <= 1 + 1e-6).float().mean() >= share
-    assert told.mean() < 0.95 or "gram" not in rounding.needs or rounding == Chain((Nearest(),))
+    few_steps = isinstance(rounding, Layerwise)  # what training gains is asked for with more of them, in joint.py
+    assert told.mean() < 0.95 or few_steps or "gram" not in rounding.needs or rounding == Chain((Nearest(),))
 
 
 @pytest.mark.parametrize("first", [Nearest(), GPTQ(), GPTQ("group-aware", "dynamic")], ids=["nearest", "gptq", "dynamic"])
