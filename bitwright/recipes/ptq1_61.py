@@ -24,7 +24,7 @@ FIXED: dict[str, Rounding] = {"nearest": Nearest(), "gptq": GPTQ()}
 
 
 def ptq1_61(
-    group: int | None = None, share: float = 0.2, rounding: str = "learned", steps: int = 1000, rate: float = 3e-3
+    group: int | None = None, share: float = 0.2, rounding: str = "learned", steps: int = 1000, rate: float = 1e-2
 ) -> Recipe:
     if rounding != "learned" and rounding not in FIXED:
         raise BadRequest(f"ptq1-61 has no rounding {rounding!r}; choose one of learned, {', '.join(FIXED)}.")

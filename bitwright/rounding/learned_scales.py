@@ -29,7 +29,7 @@ from bitwright.training.scopes import Block, Scope
 class LearnedScales:
     """`rate` of the weights, `range_rate` of the parameters: both as shares of the mean size of what they move."""
 
-    rate: float = 1e-3
+    rate: float = 1e-2
     range_rate: float = 1e-3
     start: Rounding | JointRounding = Nearest()
     scope: Scope = Block()
