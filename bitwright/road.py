@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.allocation.stack import Stack
+from bitwright.calibrate.base import Data
 from bitwright.calibrate.collect import head_moments
-from bitwright.calibrate.data import Data
 from bitwright.calibrate.gradients import GRADIENTS
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.store import HEAD, Store
