@@ -121,7 +121,7 @@ class Menu:
                 if wanted is None:
                     rules.append(Rule(name, ignore=True))
                 elif made.of(name) != replace(made, **parts(wanted.recipe)):
-                    rules.append(Rule(name, **parts(wanted.recipe)))
+                    rules.append(Rule(name, **{part: v for part, v in parts(wanted.recipe).items() if v != getattr(made, part)}))
         return replace(made, rules=(*rules, *recipe.rules), menu=(), allocation=None, budget=None, bound=None)
 
 

@@ -71,6 +71,7 @@ def grids() -> dict[str, list[Any]]:
     ragged, compand = index.resolve("grids", "ragged"), index.resolve("grids", "compand")
     points, means = index.resolve("grids", "points"), index.resolve("fits", "kmeans-dp")
     squares, floats = index.resolve("fits", "least-squares"), index.resolve("scales", "float")
+    dual = index.resolve("grids", "dual-binary")
     book, sums = index.resolve("grids", "codebook"), index.resolve("grids", "additive")
     minimal = index.resolve("fits", "hqq-minimum")()
     least, coarse = squares(), squares("imatrix", 8, 2)
@@ -107,6 +108,7 @@ def grids() -> dict[str, list[Any]]:
         "menu": [index.resolve("grids", "menu")(by=by) for by in by_all[:3]],
         "nested": [nested(by=by_all[1]), nested(shared=True), nested(4, (4, 2), False, by=by_all[2])],
         "trit-planes": [trits(2), trits(3), trits(2, weighted=True), trits(1), trits(2, scale=variants("scales")[1])],
+        "dual-binary": [dual(), dual(by_all[1], 3)],
         "points": [points(), points(4, means("diagonal"), "float32"), points(16, means("even")), points(8, by_all[1])],
         "ragged": [ragged(), ragged(1.0), ragged(2.4, 5), ragged(4.0, whole=True), ragged(0.5), ragged(2.4, search=True)],
         "codebook": [book(16, 2), book(8, 4, scale=floats(), weighted=True), book(256, 8, floats("float32"), rounds=5)],

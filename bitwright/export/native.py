@@ -25,6 +25,7 @@ from bitwright.grids.base import Params
 from bitwright.progress import Progress
 from bitwright.terms import base
 from bitwright.terms.base import Json, Terms
+from bitwright.terms.widely_linear import widely_linear_meta
 
 METHOD = "bitwright"
 FORMAT = 2
@@ -95,9 +96,11 @@ def whole(site: str, metas: Metas) -> None:
     """That the terms of a matrix have one shape and every input has codes; else a few factors or places, which take next to no
     bytes, could claim a matrix of any size. Raises BadRequest."""
     inner = [meta["inner"] if meta["kind"] == "rows" else meta for meta in metas]
-    shapes = {tuple(meta["shape"]) for meta in (*metas, *inner)}
+    pairs = [meta["inner"] for meta in metas if meta["kind"] == "widely_linear"]
+    shapes = {tuple(meta["shape"]) for meta in (*metas, *inner, *map(widely_linear_meta, pairs))}
     full = (meta for meta in inner if meta["kind"] in ("coded", "sign_lowrank"))
     coded = sum(meta["shape"][1] if meta.get("columns") is None else meta["columns"] for meta in full)
+    coded += sum(meta["shape"][1] // 2 for meta in pairs if meta["kind"] == "coded" and meta["columns"] is None)
     if len(shapes) != 1 or coded < metas[0]["shape"][1]:
         told = ", ".join(f"{meta['kind']} of {meta['shape']}" for meta in metas[:4])
         raise BadRequest(f"The terms of {site} ({told}) do not make one matrix with a code for every weight; download it again.")

@@ -65,7 +65,7 @@ class Packed:
             raise NotImplementedError("signs times a thin product have no kernel yet")
         self.thin, made = [term for term in terms if not isinstance(term, Coded)], []
         if not all(hasattr(term, "times") for term in self.thin):
-            raise NotImplementedError("its rows are stored in an order of their own")
+            raise NotImplementedError("its rows are stored in an order of their own, or as complex numbers")
         for term in terms:
             if isinstance(term, Coded):
                 found = planes(term, widths)

@@ -39,6 +39,7 @@ TERMS = {
     "low_rank": "low-rank term",
     "sparse": "single weights",
     "sign_lowrank": "signs and magnitudes",
+    "widely_linear": "codes of complex numbers",
 }
 PARTS = {
     "greedy": "always the step that saves most per bit",

@@ -15,13 +15,16 @@ from bitwright.recipes.bitmod import bitmod as bitmod
 from bitwright.recipes.bitstack import bitstack as bitstack
 from bitwright.recipes.cora import cora as cora
 from bitwright.recipes.cvxq import cvxq as cvxq
+from bitwright.recipes.db_llm import db_llm as db_llm
 from bitwright.recipes.discquant import discquant as discquant
 from bitwright.recipes.double_rounding import double_rounding as double_rounding
+from bitwright.recipes.fairy2i import fairy2i as fairy2i
 from bitwright.recipes.fast_2bit import fast_2bit as fast_2bit
 from bitwright.recipes.flexq import flexq as flexq
 from bitwright.recipes.flexround import flexround as flexround
 from bitwright.recipes.fp_diffusion import fp_diffusion as fp_diffusion
 from bitwright.recipes.gptq import gptq as gptq
+from bitwright.recipes.gradient_ptq import gradient_ptq as gradient_ptq
 from bitwright.recipes.hqq import hqq as hqq
 from bitwright.recipes.int_vs_fp import int_vs_fp as int_vs_fp
 from bitwright.recipes.lrq import lrq as lrq

@@ -2,9 +2,13 @@
 
     block    the squared error of one block's outputs, per token. Inputs: the rows as they come out of the compressed blocks before
              ("compressed"), out of the float ones ("float"), or a number of each with equal chance ("mixed": QDrop, 2203.05740).
-             Targets: the float block on the float rows ("float"), so that it also mends what came before, or on its own inputs
-             ("same"). `online`: the inputs of the matrices are quantized meanwhile, as the recipe does it at run time.
-    model    KL(float || compressed) of the logits, per token. Holds the whole model in fp32.
+             Targets: the float block on the float rows ("float"), so that it also mends what came before, on its own inputs
+             ("same"), or the sum of both losses ("both"). Instead of the squared error 1 - cos ("cosine"), or the squared error per
+             feature - log |cos| ("angular": PTQ1.61, 2502.13179), angles of whole tokens. `online`: the inputs of the matrices are
+             quantized meanwhile, as the recipe does it at run time.
+    model    KL(float || compressed) of the logits, per token. Holds the whole model in fp32. A share `ambiguous` of it is weighed
+             by (H(float) + H(compressed))^gamma, entropies of the token's distributions, of mean one over a batch, without
+             gradients: tokens that neither model is sure of count more (DB-LLM, 2402.11960, constants not public; card: db-llm).
 
 The last `held` share of the batches is for judging. Scope "one matrix" is rounding/layerwise.py. Cards: flexround, lrq, pv-tuning.
 """
@@ -16,6 +20,7 @@ from math import ceil
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -39,8 +44,8 @@ class Scope(Protocol):
 @dataclass(frozen=True)
 class Block:
     inputs: Literal["compressed", "float", "mixed"] = "compressed"
-    targets: Literal["float", "same"] = "float"
-    loss: Literal["squared", "cosine"] = "squared"
+    targets: Literal["float", "same", "both"] = "float"
+    loss: Literal["squared", "cosine", "angular"] = "squared"
     online: bool = False
     held: float = 0.125
 
@@ -70,23 +75,31 @@ class Block:
                 return torch.where(torch.rand(ours.shape, generator=dice).to(ours.device) < 0.5, ours, theirs)
             return ours if self.inputs == "compressed" else theirs
 
-        if self.targets == "same":
+        goals = [] if self.targets == "same" else [after]
+        if self.targets != "float":
             with torch.no_grad():
                 lane = [r.teacher if self.inputs == "float" else r.hidden for r in before]
-                after = [out(float_weights, x, k) for k, x in enumerate(lane) if x is not None]
+                goals.append([out(float_weights, x, k) for k, x in enumerate(lane) if x is not None])
 
         def loss(weights: Weights, k: int) -> Tensor:
             with quantized(sites, quantizers):
                 found = out(weights, entering(k), k)
-            if self.loss == "cosine":
-                return 1 - nn.functional.cosine_similarity(found, after[k], dim=-1).mean()
-            return (found - after[k]).square().sum(-1).mean()
+            return torch.stack([self.apart(found, goal[k]) for goal in goals]).sum()
 
         return Problem(subjects, loss, *shares(len(before), self.held))
+
+    def apart(self, found: Float[Tensor, "*t d"], goal: Float[Tensor, "*t d"]) -> Float[Tensor, ""]:
+        squared = (found - goal).square()
+        if self.loss == "squared":
+            return squared.sum(-1).mean()
+        cosine = nn.functional.cosine_similarity(found, goal, dim=-1)
+        return 1 - cosine.mean() if self.loss == "cosine" else squared.mean() - cosine.abs().clamp_min(1e-6).log().mean()
 
 
 @dataclass(frozen=True)
 class Model:
+    ambiguous: float = 0.0
+    gamma: float = 1.0
     held: float = 0.125
 
     def problem(
@@ -104,9 +117,15 @@ class Model:
             with torch.no_grad():
                 teacher = model(batches[k], **call).logits.float().log_softmax(-1)
             student = Replaced(model, shaped(sites, names, weights))(batches[k], **call).logits.float().log_softmax(-1)
-            return (teacher.exp() * (teacher - student)).sum(-1).mean()
+            lost = (teacher.exp() * (teacher - student)).sum(-1)
+            return (lost * self.price(teacher, student.detach())).mean() if self.ambiguous else lost.mean()
 
         return Problem(subjects, loss, *shares(len(batches), self.held))
+
+    def price(self, teacher: Float[Tensor, "*t v"], student: Float[Tensor, "*t v"]) -> Float[Tensor, "*t"]:
+        """Of every token, one on the average; both are logarithms of probabilities."""
+        doubt = (entropy(teacher) + entropy(student)) ** self.gamma
+        return 1 - self.ambiguous + self.ambiguous * doubt / doubt.mean().clamp_min(1e-9)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +154,10 @@ def shares(count: int, held: float) -> tuple[int, int]:
     if count - judged < 1:
         raise BadRequest(f"A trained rounding needs two batches of calibration rows or more, not {count}; give more --samples.")
     return count - judged, judged
+
+
+def entropy(log_p: Float[Tensor, "*t v"]) -> Float[Tensor, "*t"]:
+    return -(log_p.exp() * log_p).sum(-1).clamp_max(0)
 
 
 @contextmanager

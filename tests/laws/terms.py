@@ -20,6 +20,7 @@ from bitwright.grids.base import Grid
 from bitwright.grids.compand import Compand
 from bitwright.grids.integer import Integer
 from bitwright.grids.ragged import Ragged
+from bitwright.grids.table import Table
 from bitwright.layout import Layout
 from bitwright.terms import base, pack, ragged
 from bitwright.terms.coded import Coded
@@ -29,6 +30,7 @@ from bitwright.terms.rows import Rows
 from bitwright.terms.sign_lowrank import SignLowRank
 from bitwright.terms.sparse import Sparse
 from bitwright.terms.turns import Turns
+from bitwright.terms.widely_linear import WidelyLinear
 
 
 def coded(levels: int, layout: Layout, columns: list[Tensor | None]) -> tuple[base.Term, ...]:
@@ -74,6 +76,11 @@ EXAMPLES: dict[str, Callable[[], list[base.Term]]] = {
     "sign_lowrank": lambda: [
         SignLowRank.of(torch.randn(out, inp), torch.rand(out, k), torch.rand(k, inp))
         for (out, inp), k in (((3, 16), 2), ((5, 13), 1), ((1, 7), 7), ((9, 8), 3))
+    ],
+    "widely_linear": lambda: [
+        WidelyLinear(t)
+        for table, layout in (("roots4", Layout(1, 10)), ("ternary", Layout(3, 5)))
+        for t in Coder.fit(torch.randn(3, 20), [Band(Table(table), layout)]).terms(torch.randn(3, 20))
     ],
     "turns": lambda: [Turns({b: torch.randint(0, 2, (3, inp)) for b in (6, 2)}) for inp in (7, 8)],
     "sparse": lambda: [Sparse.of(torch.randn(3, inp), count) for inp in (7, 256, 257, 2**15, 2**15 + 1) for count in (0, 1, 20)],
