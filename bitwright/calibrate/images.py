@@ -2,7 +2,7 @@
 
 A source is a `.safetensors` file (`images` uint8 [n, channels, h, w], `labels` int), a `.npy` file (uint8 [n, h, w, channels]
 or [n, channels, h, w], no labels), a `.npz` file of encoded images (`jpeg`: all files one after another, `offsets`, `labels`), or a
-folder of image files, whose folders are classes. Encoded images need the package pillow. Nothing is unpickled.
+folder of image files, whose folders are classes. Encoded images need the package pillow.
 
 The halves `calibration` and `evaluation` share no image: the hash of its bytes decides. Pixels are scaled as the model's
 preprocessor_config.json says; an image of another size is resized to the model's.

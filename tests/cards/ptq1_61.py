@@ -222,8 +222,8 @@ def scored(recipe: Recipe, through: Restorative | None = None) -> tuple[float, f
 
 @pytest.mark.acceptance
 def test_learned_scales_are_what_makes_it_work():
-    """Checks 1 and 3 of the card. Learned: a tenth of the perplexity of analytic scales, below nearest rounding and GPTQ to two bits
-    per row, in 1.75 bits or less; without the angle, or without the second reference, it is worse."""
+    """Checks 1 and 3 of the card. Learned: a tenth of the perplexity of analytic scales, below nearest rounding and GPTQ to two
+    bits per row, in 1.75 bits or less; without the angle, or without the second reference, it is worse."""
     learned = recipes.ptq1_61()
     joint: Any = learned.rounding
     found = {
