@@ -48,8 +48,8 @@ NAMED: dict[str, dict[str, Any]] = {  # case -> options of the recipe of the sam
     "cvxq": {"group": 64},
 }
 OWN = (  # at the rates they have, next to the budget
-    "squeezellm", "spqr", "adadim", "hqq", "quantease-outlier", "zeroquant-v2", "bitmod", "ptqtp", "aqlm", "vq4dit", "db-llm", "fairy2i",
-    "ptq1-61", "fast-2bit", "cora",
+    "squeezellm", "spqr", "adadim", "hqq", "quantease-outlier", "zeroquant-v2", "bitmod", "ptqtp", "aqlm", "vq4dit", "db-llm",
+    "fairy2i", "ptq1-61", "fast-2bit", "cora",
 )  # fmt: skip
 AS = {
     "discquant-clip1": "discquant",

@@ -129,12 +129,12 @@ def _safetensors(path: Path) -> Raw:
 
 
 def _npy(path: Path) -> Raw:
-    array = torch.from_numpy(np.load(path, allow_pickle=False))
+    array = torch.from_numpy(np.load(path))
     return list(array.permute(0, 3, 1, 2) if array.shape[-1] in (1, 3) else array), None
 
 
 def _npz(path: Path) -> Raw:
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(path) as file:
         raw, ends = file["jpeg"].tobytes(), file["offsets"].tolist()
         labels = torch.from_numpy(file["labels"].astype(np.int64)) if "labels" in file.files else None
     return [_decoded(raw[a:b]) for a, b in pairwise(ends)], labels
