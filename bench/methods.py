@@ -8,6 +8,7 @@ A file that is there is gone on with. Methods on grids of one size only are run 
 """
 
 import argparse
+import inspect
 import json
 import time
 from dataclasses import asdict, replace
@@ -37,8 +38,8 @@ NAMED: dict[str, dict[str, Any]] = {  # case -> options of the recipe of the sam
     **{f"best-{name}": {"start": "best"} for name in TRAINED},
     "discquant": {},
     "discquant-clip1": {"clip": 1.0},
-    "pv-tuning": {},
-    "straight-through": {"share": 1.0},
+    "pv-tuning": {"rate": 3e-3},
+    "straight-through": {"share": 1.0, "rate": 3e-3},
     "parameters": {"share": 0.0},
     "tuned": {},
     "tuned-blocks": {"whole": False},
@@ -46,6 +47,10 @@ NAMED: dict[str, dict[str, Any]] = {  # case -> options of the recipe of the sam
     "baq-improved": {"improved": True},
     "cvxq": {"group": 64},
 }
+OWN = (  # at the rates they have, next to the budget
+    "squeezellm", "spqr", "adadim", "hqq", "quantease-outlier", "zeroquant-v2", "bitmod", "ptqtp", "aqlm", "vq4dit", "db-llm",
+    "fairy2i", "ptq1-61", "fast-2bit", "cora",
+)  # fmt: skip
 AS = {
     "discquant-clip1": "discquant",
     "straight-through": "pv-tuning",
@@ -63,8 +68,10 @@ def recipe_of(case: str, budget: float) -> Recipe:
         key, _, value = pair.partition("=")
         wanted[key] = json.loads(value)
     make = recipes.get(AS.get(name, name.removeprefix("best-")))
+    if name in OWN:
+        return make(**{"bits": round(budget), **wanted} if "bits" in inspect.signature(make).parameters else wanted)
     if name not in ("baq", "baq-improved", "cvxq"):
-        wanted.setdefault("group", GROUP)
+        wanted.setdefault("group", 128 if budget == 2.25 else GROUP)  # 2 bits and what 128 share are 2.14
     return replace(make(**wanted), budget=budget)
 
 

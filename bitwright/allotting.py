@@ -23,8 +23,8 @@ from bitwright import index
 from bitwright.allocation.base import Allocation, Proposing, reach, step, total
 from bitwright.allocation.bound import Proposal, smallest
 from bitwright.allocation.uniform import Uniform
+from bitwright.calibrate.base import Data
 from bitwright.calibrate.collect import collect
-from bitwright.calibrate.data import Data
 from bitwright.calibrate.gradients import GRADIENTS, gradients
 from bitwright.calibrate.store import Store
 from bitwright.candidates import RoundedCandidates

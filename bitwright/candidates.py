@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitwright.allocation.equal import digest
-from bitwright.calibrate.data import Data, Windows
+from bitwright.calibrate.base import Data
+from bitwright.calibrate.data import Windows
 from bitwright.calibrate.gradients import OUTPUT
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.store import Store

@@ -162,8 +162,8 @@ class CodedConv(CodedModule):
         self.patches = how
 
     def forward(self, x: Float[Tensor, "n channels *places"]) -> Float[Tensor, "n out *placed"]:
-        own = self._parameters["bias"]
-        bias = None if own is None else own.to(x.dtype)
+        stored = self._parameters["bias"]
+        bias = None if stored is None else stored.to(x.dtype)
         if self.inputs is None:
             return self.patches.convolved(x, self.weight.to(x.dtype), bias)
         y = self.patches.joined(self.product(self.patches.tokens(x)), x)

@@ -15,8 +15,8 @@ from torch import nn
 
 import bitwright
 from bitwright import index
+from bitwright.calibrate.base import Data
 from bitwright.calibrate.collect import collect
-from bitwright.calibrate.data import Data
 from bitwright.calibrate.gradients import GRADIENTS
 from bitwright.calibrate.store import Store
 from bitwright.checkpoint import Checkpoint, open_checkpoint

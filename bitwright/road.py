@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.allocation.stack import Stack
+from bitwright.calibrate.base import Data
 from bitwright.calibrate.collect import head_moments
-from bitwright.calibrate.data import Data
 from bitwright.calibrate.gradients import GRADIENTS
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.store import HEAD, Store
@@ -91,10 +91,10 @@ class Road:
             ours = found[row.name]
             self.note(after_training(row, here[row.name].matrix(), ours, Known(), notes), [t.meta() for t in ours])
         for i, part in enumerate(stored):
-            ours = {name for name in found if any(n.startswith(f"{name}.terms.") for n in part)}
-            for n in [n for n in part if n.partition(".terms.")[0] in ours and ".terms." in n]:
+            held = {name for name in found if any(n.startswith(f"{name}.terms.") for n in part)}
+            for n in [n for n in part if n.partition(".terms.")[0] in held and ".terms." in n]:
                 del part[n]  # a matrix may have more terms now, or fewer
-            part |= {n: t.cpu() for n, t in flatten({name: found[name] for name in ours}, {}).items()}
+            part |= {n: t.cpu() for n, t in flatten({name: found[name] for name in held}, {}).items()}
             if self.directory:
                 self.directory.shard(i, part)
         self.progress("training the whole model", 1, 1)

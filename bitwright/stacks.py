@@ -15,7 +15,8 @@ from jaxtyping import Integer as Ints
 from torch import Tensor, nn
 
 from bitwright.allocation.stack import Gains, Score, Stack, falls, measured, weighed
-from bitwright.calibrate.data import Data, Windows
+from bitwright.calibrate.base import Data
+from bitwright.calibrate.data import Windows
 from bitwright.coded import CodedLinear
 from bitwright.errors import BadRequest, writing
 from bitwright.export.base import Opened, open_compressed

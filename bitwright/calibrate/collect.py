@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from bitwright.calibrate.data import Data
+from bitwright.calibrate.base import Data
 from bitwright.calibrate.stats import Gram, Known
 from bitwright.calibrate.store import HEAD, Store
 from bitwright.calibrate.stream import Rows, discover, embed, walk, walk_twice

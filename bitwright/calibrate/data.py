@@ -16,7 +16,7 @@ import tokenize
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,28 +32,6 @@ SUFFIXES = (".txt", ".md", ".py", ".jsonl")
 POOL = 8  # windows cut for each window drawn
 MANY = 12  # a directory with more files than this has its suffixes as domains, otherwise its file names
 NOT_PROGRAMS = {"test", "tests", "site-packages", "dist-packages", "__pycache__", "pydoc_data", "encodings", "lib2to3"}
-
-
-@runtime_checkable
-class Data(Protocol):
-    """What a model is calibrated or judged on: rows of inputs for its body. `Windows` of text, `Images`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def inputs(self) -> Tensor: ...  # [rows, ...]: what the body is called on
-    @property
-    def tokens(self) -> int: ...  # about as many as pass a block, for the estimate of memory
-    @property
-    def answers(self) -> int: ...  # predictions the model makes
-    @property
-    def sha256(self) -> str: ...
-    def take(self, rows: int) -> Any: ...
-    def part(self, rows: slice) -> Any: ...
-    def refusal(self, config: Any) -> str | None: ...  # one sentence where a model cannot take it
-    def told(self) -> dict[str, Any]: ...  # for the report
 
 
 @dataclass(frozen=True)

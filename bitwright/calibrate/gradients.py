@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.calibrate.data import Data
+from bitwright.calibrate.base import Data
 from bitwright.calibrate.stream import embed, run
 from bitwright.checkpoint import Checkpoint, fill, skeleton
 from bitwright.progress import Progress

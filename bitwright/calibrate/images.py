@@ -2,7 +2,7 @@
 
 A source is a `.safetensors` file (`images` uint8 [n, channels, h, w], `labels` int), a `.npy` file (uint8 [n, h, w, channels]
 or [n, channels, h, w], no labels), a `.npz` file of encoded images (`jpeg`: all files one after another, `offsets`, `labels`), or a
-folder of image files, whose folders are classes. Encoded images need the package pillow. Nothing is unpickled.
+folder of image files, whose folders are classes. Encoded images need the package pillow.
 
 The halves `calibration` and `evaluation` share no image: the hash of its bytes decides. Pixels are scaled as the model's
 preprocessor_config.json says; an image of another size is resized to the model's.
@@ -129,12 +129,12 @@ def _safetensors(path: Path) -> Raw:
 
 
 def _npy(path: Path) -> Raw:
-    array = torch.from_numpy(np.load(path, allow_pickle=False))
+    array = torch.from_numpy(np.load(path))
     return list(array.permute(0, 3, 1, 2) if array.shape[-1] in (1, 3) else array), None
 
 
 def _npz(path: Path) -> Raw:
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(path) as file:
         raw, ends = file["jpeg"].tobytes(), file["offsets"].tolist()
         labels = torch.from_numpy(file["labels"].astype(np.int64)) if "labels" in file.files else None
     return [_decoded(raw[a:b]) for a, b in pairwise(ends)], labels

