@@ -18,7 +18,7 @@ from bitwright.plan import Plan
 from bitwright.report import Row
 from bitwright.rounding.base import JointRounding
 from bitwright.sites import Site
-from bitwright.terms.base import Terms, decode
+from bitwright.terms.base import Json, Terms, decode, stored_bits
 from bitwright.training.problem import Problem, Subject
 from bitwright.training.scopes import Block, Model
 
@@ -97,8 +97,11 @@ def train_model(
     return found, notes
 
 
-def after_training(row: Row, W: Tensor, terms: Terms, known: Known, notes: Sequence[str]) -> Row:
-    """The line of the report of a matrix whose terms have changed."""
-    H = known.values.get("gram")
+def after_training(
+    row: Row, W: Tensor, before: Sequence[Mapping[str, Json]], terms: Terms, known: Known, notes: Sequence[str]
+) -> Row:
+    """The line of the report of a matrix whose terms have changed; `before`: the metas of those it had."""
+    H, metas = known.values.get("gram"), [t.meta() for t in terms]
     error, energy = float(lost(W - decode(terms), H).sum()), float(lost(W, H).sum()) or 1.0
-    return replace(row, error=error / energy, terms=tuple(t.meta()["kind"] for t in terms), notes=(*row.notes, *notes))
+    bits = row.bits + stored_bits(tuple(metas)) - stored_bits(tuple(before))
+    return replace(row, bits=bits, error=error / energy, terms=tuple(m["kind"] for m in metas), notes=(*row.notes, *notes))

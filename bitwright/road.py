@@ -89,7 +89,9 @@ class Road:
         found, notes = train_model(joints, self.plan, model, here, batches, terms)
         for row in [r for r in self.rows if r.name in trainable(self.plan, list(here))]:
             ours = found[row.name]
-            self.note(after_training(row, here[row.name].matrix(), ours, Known(), notes), [t.meta() for t in ours])
+            self.note(
+                after_training(row, here[row.name].matrix(), self.metas[row.name], ours, Known(), notes), [t.meta() for t in ours]
+            )
         for i, part in enumerate(stored):
             held = {name for name in found if any(n.startswith(f"{name}.terms.") for n in part)}
             for n in [n for n in part if n.partition(".terms.")[0] in held and ".terms." in n]:
@@ -146,7 +148,9 @@ class Road:
             self.progress("training", i, self.plan.blocks)
             terms, notes = train_block(joints, self.plan, block, here, before, stream, i, weights, terms, of, scales)
             for name in trainable(self.plan, list(terms)):
-                row = after_training(next(r for r in self.rows if r.name == name), weights[name], terms[name], of[name], notes)
+                row = after_training(
+                    next(r for r in self.rows if r.name == name), weights[name], self.metas[name], terms[name], of[name], notes
+                )
                 self.note(row, [t.meta() for t in terms[name]])
         self.emit(i, terms, {n for n in self.plan.kept if n.startswith(prefix)}, scales)
         if self.directory:

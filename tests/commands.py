@@ -160,7 +160,7 @@ def test_budgets_are_compared_from_one_scoring(run: Run, tmp_path: Path, monkeyp
     probed: list[int] = []
     real = probes.Fisher.__call__
     monkeypatch.setattr(probes.Fisher, "__call__", lambda self, found: (probed.append(1), real(self, found))[1])
-    monkeypatch.setattr("bitwright.measuring.WINDOWS", 2)
+    monkeypatch.setattr("bitwright.calibrate.drawn.WINDOWS", 2)
     small = ("--samples", 2, "--length", 64, "--overwrite")
     code, said, _ = run(*asked, "--budgets", "2.5,4", "--allocation", "integer-program", *small)
     assert code == 0 and "front" in said and len(probed) == 1

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import bitwright
+from bitwright import index
 from bitwright.coder import Coder
 from bitwright.grids.base import Grid
 from bitwright.layout import Layout
@@ -21,28 +22,37 @@ from bitwright.training.problem import Problem
 from bitwright.training.scopes import Block, Scope
 
 
-@dataclass(frozen=True)
-class Contest:
-    """A joint rounding that stores its start, and writes down what others would have reached."""
-
+@dataclass(eq=False)
+class Results:
     methods: Mapping[str, Any]
     errors: dict[str, list[float]] = field(default_factory=dict)
     trained: dict[str, list[float]] = field(default_factory=dict)
     moved: dict[str, list[float]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, name: str, problem: Problem, found: Mapping[str, Terms]) -> None:
+        self.errors.setdefault(name, []).append(problem.judged(found))
+        self.trained.setdefault(name, []).append(replace(problem, held=0).judged(found))
+        self.moved.setdefault(name, []).append(moved(problem, found))
+        self.notes.setdefault(name, []).extend(problem.notes)
+        problem.notes.clear()
+
+
+RUNNING: list[Results] = []  # a recipe is plain values; what is written down is not part of it
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A joint rounding that stores its start, and writes down what others would have reached."""
+
     start: Rounding = Nearest()
     scope: Scope = Block()
     needs = ("gram",)
 
     def solve(self, problem: Problem) -> Mapping[str, Terms]:
-        for name, method in {"start": self.start, **self.methods}.items():
+        for name, method in {"start": self.start, **RUNNING[-1].methods}.items():
             found = method.solve(problem) if hasattr(method, "solve") else each(method, problem)
-            self.errors.setdefault(name, []).append(problem.judged(found))
-            self.moved.setdefault(name, []).append(moved(problem, found))
-            self.notes.setdefault(name, []).extend(problem.notes)
-            problem.notes.clear()
-            seen = replace(problem, held=0)
-            self.trained.setdefault(name, []).append(seen.judged(found))
+            RUNNING[-1].add(name, problem, found)
         return {name: subject.start for name, subject in problem.subjects.items()}
 
 
@@ -62,11 +72,15 @@ def each(method: Rounding, problem: Problem) -> Mapping[str, Terms]:
 
 
 def contest(
-    methods: Mapping[str, Any], grid: Grid, layout: Layout, samples: int, blocks: int = 8, start: Callable[[], Rounding] = Nearest
-) -> Contest:
+    methods: Mapping[str, Any], grid: Grid, layout: Layout, samples: int, blocks: int = 6, start: Callable[[], Rounding] = Nearest
+) -> Results:
     """Over the first `blocks` of zoo:lm."""
-    found = Contest(methods, start=start())
-    rules = tuple(Rule(rf"re:model\.layers\.{i}\..*", ignore=True) for i in range(blocks, 8))
-    recipe = Recipe(grid, layout, found, rules=rules, name="contest")
-    bitwright.compress("zoo:lm", recipe, bitwright.calibration("zoo:lm", samples=samples), device="auto")
-    return found
+    rules = tuple(Rule(rf"re:model\.layers\.{i}\..*", ignore=True) for i in range(blocks, 6))
+    recipe = Recipe(grid, layout, Contest(start()), rules=rules, name="contest")
+    RUNNING.append(Results(methods))
+    index.PARTS["joint"]["contest"] = "contest:Contest"
+    try:
+        bitwright.compress("zoo:lm", recipe, bitwright.calibration("zoo:lm", samples=samples), device="auto")
+    finally:
+        del index.PARTS["joint"]["contest"]
+    return RUNNING.pop()

@@ -8,6 +8,6 @@ from bitwright.recipe import Recipe
 from bitwright.rounding.cora import Cora
 
 
-def cora(bits: int = 4, budget: float = 0.05, per_row: bool = False, uniform: bool = False) -> Recipe:
-    rows = Layout(1, None) if per_row else Layout(None, None)
+def cora(bits: int = 4, group: int | None = None, budget: float = 0.05, per_row: bool = False, uniform: bool = False) -> Recipe:
+    rows = Layout(1, group) if per_row or group else Layout(None, None)
     return Recipe(Integer(2**bits, by=Sigma()), rows, Cora(budget, uniform=uniform), name="cora")

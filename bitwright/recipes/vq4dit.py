@@ -7,5 +7,5 @@ from bitwright.recipes.trained import trained
 from bitwright.rounding.vq4dit import Vq4Dit
 
 
-def vq4dit(words: int = 256, width: int = 4, steps: int = 400, count: int = 2) -> Recipe:
-    return trained(Vq4Dit(count), 0, None, steps, "vq4dit", Codebook(words, width))
+def vq4dit(words: int = 256, width: int = 4, group: int | None = None, steps: int = 400, count: int = 2) -> Recipe:
+    return trained(Vq4Dit(count), 0, group, steps, "vq4dit", Codebook(words, width))

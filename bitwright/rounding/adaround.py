@@ -54,7 +54,7 @@ class Sigmoid:
     strength: float
     count = 2
 
-    def begin(self, x: Float[Tensor, "out m 1"], points: Float[Tensor, "2 out m 1"]) -> Float[Tensor, "1 out m"]:
+    def begin(self, x: Float[Tensor, "out m v"], points: Float[Tensor, "2 out m v"]) -> Float[Tensor, "1 out m"]:
         inner = (position(x, points) + STRETCH) / (1 + 2 * STRETCH)
         return inner.logit()[None]
 

@@ -61,7 +61,7 @@ class Box:
     seed: int
     count = 2
 
-    def begin(self, x: Float[Tensor, "out m 1"], points: Float[Tensor, "2 out m 1"]) -> Float[Tensor, "2 out m"]:
+    def begin(self, x: Float[Tensor, "out m v"], points: Float[Tensor, "2 out m v"]) -> Float[Tensor, "2 out m"]:
         y = position(x, points)
         return torch.stack([torch.rand(y.shape, generator=torch.Generator().manual_seed(self.seed)).to(y), y])
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bitwright.errors import BadRequest
 from bitwright.grids.base import points
+from bitwright.grids.uneven import Uneven, level_counts
 from bitwright.terms.base import Terms
 from bitwright.terms.coded import Coded, narrowed
 from bitwright.training.live import Live, sum_of
@@ -96,30 +97,40 @@ class SoftChoice:
 
 
 def candidates(term: Coded, x: Float[Tensor, "out k"], count: int) -> Ints[Tensor, "c out m"]:
-    """Codes: of the points below and above on a scalar grid where `count` is 2, else of the nearest. Raises BadRequest where the
-    grid does not have as many points."""
+    """Codes: of the points below and above on a scalar grid where `count` is 2, else of the nearest; the very nearest again where a
+    group has no more points. Raises BadRequest where the grid does not have as many."""
     grid, narrow = term.grid, narrowed(term.layout, term.grid.width)
     if count > grid.levels:
         raise BadRequest(f"A choice among {count} candidates needs a grid of as many points, not {grid.levels}; give it fewer.")
-    all_points = points(grid, term.params)
-    vectors = term.layout.split(x).reshape(len(all_points), -1, grid.width)
-    found = around(vectors[..., 0], all_points[..., 0]) if grid.width == 1 and count == 2 else nearest(vectors, all_points, count)
+    every = points(grid, term.params)
+    most = torch.full((len(every), 1), grid.levels, device=x.device)
+    if isinstance(grid, Uneven):
+        most = level_counts(grid, term.params)[:, None].to(x.device)
+    vectors = term.layout.split(x).reshape(len(every), -1, grid.width)
+    straddled = grid.width == 1 and count == 2
+    found = around(vectors[..., 0], every[..., 0], most) if straddled else nearest(vectors, every, most, count)
     return torch.stack([narrow.join(c, (x.shape[0], x.shape[1] // grid.width)) for c in found])
 
 
-def around(x: Float[Tensor, "g n"], points: Float[Tensor, "g k"]) -> Ints[Tensor, "2 g n"]:
-    """The points below and above, the outermost two beyond the ends."""
-    ascending, code = points.to(x.dtype).contiguous().sort(1)
-    above = torch.searchsorted(ascending, x.contiguous()).clamp(1, points.shape[1] - 1)
-    return torch.stack([code.gather(1, above - 1), code.gather(1, above)])
+def around(x: Float[Tensor, "g n"], points: Float[Tensor, "g k"], most: Ints[Tensor, "g 1"]) -> Ints[Tensor, "2 g n"]:
+    """The points below and above, the outermost two beyond the ends; of every group, only the first `most` codes count."""
+    there = torch.arange(points.shape[1], device=x.device) < most
+    ascending, code = points.to(x.dtype).masked_fill(~there, torch.inf).sort(1)
+    above = torch.searchsorted(ascending.contiguous(), x.contiguous())
+    above = torch.minimum(above.clamp_min(1), most - 1)
+    return torch.stack([code.gather(1, (above - 1).clamp_min(0)), code.gather(1, above)])
 
 
-def nearest(x: Float[Tensor, "g n v"], points: Float[Tensor, "g k v"], count: int, chunk: int = 1 << 24) -> Ints[Tensor, "c g n"]:
+def nearest(
+    x: Float[Tensor, "g n v"], points: Float[Tensor, "g k v"], most: Ints[Tensor, "g 1"], count: int, chunk: int = 1 << 24
+) -> Ints[Tensor, "c g n"]:
     """The `count` nearest, the very nearest first."""
-    found = []
+    there, found = torch.arange(points.shape[1], device=x.device) < most, []
     step = max(1, chunk // (x.shape[1] * points.shape[1] * points.shape[2]))
-    for part, of in zip(x.split(step), points.to(x.dtype).split(step)):
-        found.append(torch.cdist(part, of).topk(count, dim=2, largest=False, sorted=True).indices)
+    for part, of, own in zip(x.split(step), points.to(x.dtype).split(step), there.split(step)):
+        far = torch.cdist(part, of).masked_fill(~own[:, None], torch.inf)
+        least = far.topk(count, dim=2, largest=False, sorted=True)
+        found.append(torch.where(least.values.isfinite(), least.indices, least.indices[..., :1]))
     return torch.cat(found).permute(2, 0, 1)
 
 
@@ -130,8 +141,9 @@ def begun(relaxed: Relaxation, term: Coded, x: Float[Tensor, "out k"], codes: In
     return relaxed.begin(x.view(vectors), torch.stack([p.to(x.dtype).view(vectors) for p in own]))
 
 
-def position(x: Float[Tensor, "out m 1"], points: Float[Tensor, "2 out m 1"]) -> Float[Tensor, "out m"]:
-    """Where a weight lies between its neighbours, from 0 to 1; halfway where they are one."""
-    low, high = points[..., 0]
-    gap = high - low
-    return torch.where(gap == 0, 0.5, ((x[..., 0] - low) / torch.where(gap == 0, 1.0, gap)).clamp(0, 1))
+def position(x: Float[Tensor, "out m v"], points: Float[Tensor, "2 out m v"]) -> Float[Tensor, "out m"]:
+    """Where a vector lies on the way between its two candidates, from 0 to 1; halfway where they are one."""
+    way = points[1] - points[0]
+    length = way.square().sum(-1)
+    along = ((x - points[0]) * way).sum(-1) / torch.where(length == 0, 1.0, length)
+    return torch.where(length == 0, 0.5, along.clamp(0, 1))

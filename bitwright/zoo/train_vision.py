@@ -57,7 +57,7 @@ def decoded(path: Path) -> tuple[UInt8[Tensor, "n 3 32 32"], Int[Tensor, "n"], l
     """Images, labels and names of the classes of one npz file of JPEGs."""
     images, labels = read(path, {})
     assert labels is not None
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(path) as file:
         return torch.stack(list(images)), labels, [str(name) for name in file["classes"]]
 
 

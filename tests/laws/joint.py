@@ -93,10 +93,14 @@ def test_what_the_loss_sees_is_what_would_be_stored_and_gradients_are_as_stated(
 def test_candidates_enclose_a_number_or_are_the_nearest():
     points = torch.tensor([[3.0, -1.0, 0.5, 10.0]])
     x = torch.tensor([[-5.0, 0.0, 0.5, 4.0, 99.0]])
-    low, high = (points[0][c] for c in around(x, points))
+    all_four = torch.tensor([[4]])
+    low, high = (points[0][c] for c in around(x, points, all_four))
     assert low.tolist() == [[-1.0, -1.0, -1.0, 3.0, 3.0]] and high.tolist() == [[0.5, 0.5, 0.5, 10.0, 10.0]]
-    first = points[0][nearest(x[..., None], points[..., None], 3)[0]]
+    first = points[0][nearest(x[..., None], points[..., None], all_four, 3)[0]]
     assert first.tolist() == [[-1.0, 0.5, 0.5, 3.0, 10.0]]
+    for most in (1, 2):  # groups with fewer points than the grid has codes
+        few = torch.tensor([[most]])
+        assert around(x, points, few).max() < most and nearest(x[..., None], points[..., None], few, 2).max() < most
 
 
 def test_outliers_and_columns_in_any_order_stay_where_they_are(problem):
