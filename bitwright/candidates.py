@@ -125,7 +125,7 @@ class RoundedCandidates:
                 moments = [n for n in self.needs if n in self.store.names(tap)]
                 known = self.store.known(tap, moments).to(self.device) if missing else Known()
                 for name, planned in missing:
-                    mine = self.store.with_own(name, known, self.needs)
+                    mine = self.store.with_own(name, known, self.needs, self.device)
                     path = self.store.codes(key(name, planned, self.needs, None))
                     Solved.of(here[name].matrix(), planned, mine, None).write(path)
             block.to("meta")

@@ -188,7 +188,7 @@ class Road:
         """Round one matrix, or take what a probe has already rounded, and write its line of the report."""
         planned, begun = self.plan.sites[site.name], time.perf_counter()
         if self.store is not None:
-            known = self.store.with_own(site.name, known, self.plan.recipe.needs)
+            known = self.store.with_own(site.name, known, self.plan.recipe.needs, self.device)
         kept = (
             Solved.read(self.store.codes(key(site.name, planned, self.plan.recipe.needs, top)))
             if self.store and not self.double

@@ -91,9 +91,8 @@ class Store:
             save_file({n: v.contiguous() for n, v in values.items()}, path.with_suffix(".partial"))
             path.with_suffix(".partial").replace(path)
 
-    def with_own(self, name: str, known: Known, needs: Sequence[str]) -> Known:
+    def with_own(self, name: str, known: Known, needs: Sequence[str], device: torch.device) -> Known:
         """What is known of a site's input, and of the site by itself where that is needed."""
-        device = next(iter(known.values.values())).device if known.values else None
         own = {n: t.to(device) for n, t in self.site(name).items() if n in needs} if set(needs) - set(known.values) else {}
         return Known({**known.values, **own}, known.notes, known.derived) if own else known
 
