@@ -143,7 +143,9 @@ def roundings() -> dict[str, list[Any]]:
     mixed, fine = index.resolve("rounding", "mixed-columns"), index.resolve("grids", "integer")(256)
     layerwise = index.resolve("rounding", "layerwise")
     return {
-        "layerwise": [layerwise(joint) for joint in joints(fixed=True)],
+        "layerwise": [  # one of each kind of variable; tests/laws/joint.py has them all
+            layerwise(j) for j in joints(fixed=True, steps=3) if type(j).__name__ in ("AdaRound", "FlexRound", "PvTuning")
+        ],
         "bitstack": [stack(12, 2), stack(12), stack(3, 2, first=gptq())],
         "gptq": [gptq(order, groups) for order, groups in product(("descending", "natural", "group-aware"), ("static", "dynamic"))]
         + [gptq(block=8), gptq.llm_compressor(), gptq.gptqmodel()],
