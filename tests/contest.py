@@ -47,7 +47,6 @@ class Contest:
 
     start: Rounding = Nearest()
     scope: Scope = Block()
-    needs = ("gram",)
 
     def solve(self, problem: Problem) -> Mapping[str, Terms]:
         for name, method in {"start": self.start, **RUNNING[-1].methods}.items():

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from bitwright.rounding.base import JointRounding, Rounding
 from bitwright.rounding.nearest import Nearest
-from bitwright.rounding.soft_choice import SoftChoice, position
+from bitwright.rounding.neighbours import position
+from bitwright.rounding.soft_choice import decided
 from bitwright.terms.base import Terms
-from bitwright.training.loop import Training, train
+from bitwright.training.loop import Training
 from bitwright.training.problem import Problem
 from bitwright.training.scopes import Block, Scope
 
@@ -34,17 +35,9 @@ class AdaRound:
     scope: Scope = Block()
     training: Training = Training(schedule="constant")
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return self.start.needs
-
     def solve(self, problem: Problem) -> Mapping[str, Terms]:
-        unit = problem.judged({name: s.start for name, s in problem.subjects.items()}) / len(problem.subjects)
-        relaxed = Sigmoid(self.strength * unit)
-        found = {name: SoftChoice(s, relaxed, self.rate) for name, s in problem.subjects.items()}
-        terms = train(problem, found, self.training)
-        problem.note(f"{max(v.undecided() for v in found.values()):.2%} of the choices were undecided at the end")
-        return terms
+        relaxed = Sigmoid(self.strength * problem.first / len(problem.subjects))
+        return decided(problem, dict.fromkeys(problem.subjects, relaxed), self.rate, self.training)
 
 
 @dataclass(frozen=True)

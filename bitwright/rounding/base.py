@@ -43,10 +43,6 @@ class JointRounding(Protocol):
     @property
     def start(self) -> "Rounding | JointRounding": ...
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Statistics by name, those of the start included."""
-
     def solve(self, problem: Problem) -> Mapping[str, Terms]:
         """Terms for every subject: of the same kinds and sizes as those it started from, and corrections where it finds some."""
 

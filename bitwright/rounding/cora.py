@@ -43,10 +43,6 @@ class Cora:
     scope: Scope = Model()
     training: Training = Training(steps=250, schedule="constant", keep="last")
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return self.start.needs
-
     def solve(self, problem: Problem) -> Mapping[str, Terms]:
         found = {name: SoftRank(s, self.rate, self.first) for name, s in problem.subjects.items()}
         weights = sum(s.W.numel() for s in problem.subjects.values())

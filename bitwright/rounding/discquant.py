@@ -19,9 +19,10 @@ from torch import Tensor
 
 from bitwright.rounding.base import JointRounding, Rounding
 from bitwright.rounding.nearest import Nearest
-from bitwright.rounding.soft_choice import SoftChoice, position
+from bitwright.rounding.neighbours import position
+from bitwright.rounding.soft_choice import decided
 from bitwright.terms.base import Terms, decode
-from bitwright.training.loop import Training, train
+from bitwright.training.loop import Training
 from bitwright.training.problem import Problem
 from bitwright.training.scopes import Model, Scope
 
@@ -36,19 +37,13 @@ class DiscQuant:
     scope: Scope = Model()
     training: Training = Training(steps=512, warm=0.125)
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return self.start.needs
-
     def solve(self, problem: Problem) -> Mapping[str, Terms]:
         nearest = {name: s.coder.terms(s.rest) for name, s in problem.subjects.items()}
         misses = [float((s.rest - decode(nearest[name])).square().mean()) for name, s in problem.subjects.items()]
         delta2 = 12 * sum(misses) / len(misses) or 1.0
-        boxes = (Box(self.rho / delta2, self.clip, self.linear, self.training.seed + i) for i in range(len(problem.subjects)))
-        found = {name: SoftChoice(s, box, self.rate) for (name, s), box in zip(problem.subjects.items(), boxes)}
-        terms = train(problem, found, self.training)
-        problem.note(f"{max(v.undecided() for v in found.values()):.2%} of the choices were undecided at the end")
-        return terms
+        gain = self.rho / delta2
+        boxes = {name: Box(gain, self.clip, self.linear, self.training.seed + i) for i, name in enumerate(problem.subjects)}
+        return decided(problem, boxes, self.rate, self.training)
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,6 @@ class FlexRound:
     scope: Scope = Block()
     training: Training = Training()
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return self.start.needs
-
     def solve(self, problem: Problem) -> Mapping[str, Terms]:
         return train(
             problem, {name: Divided.full(s, self.rate, self.ranges) for name, s in problem.subjects.items()}, self.training

@@ -24,7 +24,7 @@ class Layerwise:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return tuple(sorted({"gram", *self.joint.needs}))
+        return tuple(sorted({"gram", *alone(self.joint).needs}))
 
     def __call__(self, W: Float[Tensor, "out inp"], coder: Coder, known: Known, start: Terms | None = None) -> Terms:
         H, unit = known.gram.to(W.dtype), float(known.gram.diagonal().mean()) * W.numel() or 1.0

@@ -18,7 +18,6 @@ from torch import Tensor
 from bitwright.rounding.base import JointRounding, Rounding
 from bitwright.rounding.nearest import Nearest
 from bitwright.terms.base import Terms
-from bitwright.terms.coded import Coded
 from bitwright.training.live import Live
 from bitwright.training.loop import Training, train
 from bitwright.training.problem import Problem, Subject
@@ -35,10 +34,6 @@ class LearnedScales:
     scope: Scope = Block()
     training: Training = Training()
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return self.start.needs
-
     def solve(self, problem: Problem) -> Mapping[str, Terms]:
         return train(problem, {n: Followed(s, self.rate, self.range_rate) for n, s in problem.subjects.items()}, self.training)
 
@@ -48,7 +43,7 @@ class Followed:
 
     def __init__(self, subject: Subject, rate: float, range_rate: float) -> None:
         self.subject, self.rate, self.range_rate = subject, rate, range_rate
-        self.coder, self.live = subject.coder, Live([t for t in subject.start if isinstance(t, Coded)])
+        self.coder, self.live = subject.coder, Live(subject.coded)
         self.V = subject.origin.clone().requires_grad_()
 
     def groups(self) -> list[dict[str, Any]]:
@@ -68,5 +63,4 @@ class Followed:
         self.live.coded = now.terms(self.V.detach())
 
     def terms(self) -> Terms:
-        coded = iter(self.live.terms())
-        return tuple(next(coded) if isinstance(t, Coded) else t for t in self.subject.start)
+        return self.subject.with_codes(self.live.terms())

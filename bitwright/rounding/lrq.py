@@ -31,10 +31,6 @@ class Lrq:
     scope: Scope = Block()
     training: Training = Training()
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return self.start.needs
-
     def solve(self, problem: Problem) -> Mapping[str, Terms]:
         return train(problem, {name: self.shared(s, i) for i, (name, s) in enumerate(problem.subjects.items())}, self.training)
 

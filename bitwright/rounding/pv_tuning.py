@@ -43,10 +43,6 @@ class PvTuning:
     scope: Scope = Model()
     training: Training = Training(optimizer="lamb", schedule="constant")
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return self.start.needs
-
     def solve(self, problem: Problem) -> Mapping[str, Terms]:
         found = {name: Pending(s, self) for name, s in problem.subjects.items()}
         terms = train(problem, found, self.training)
@@ -60,7 +56,7 @@ class Pending:
 
     def __init__(self, subject: Subject, how: PvTuning) -> None:
         self.subject, self.how, self.changed = subject, how, 0
-        self.live = Live([t for t in subject.start if isinstance(t, Coded)])
+        self.live = Live(subject.coded)
         self.codes = sum(t.codes.numel() for t in self.live.coded)
         self.R = decode(self.live.coded).clone().requires_grad_()
 
@@ -97,8 +93,7 @@ class Pending:
         return replace(term, codes=codes.view(term.codes.shape))
 
     def terms(self) -> Terms:
-        coded = iter(self.live.terms())
-        return tuple(next(coded) if isinstance(t, Coded) else t for t in self.subject.start)
+        return self.subject.with_codes(self.live.terms())
 
 
 def own(term: Coded, W: Float[Tensor, "out inp"]) -> Float[Tensor, "out k"]:

@@ -7,6 +7,7 @@ grids, the points below and above a weight, or the `count` nearest points, on gr
 discquant, vq4dit.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,13 +16,12 @@ from jaxtyping import Float
 from jaxtyping import Integer as Ints
 from torch import Tensor
 
-from bitwright.errors import BadRequest
-from bitwright.grids.base import points
-from bitwright.grids.uneven import Uneven, level_counts
+from bitwright.rounding.neighbours import candidates
 from bitwright.terms.base import Terms
-from bitwright.terms.coded import Coded, narrowed
+from bitwright.terms.coded import Coded
 from bitwright.training.live import Live, sum_of
-from bitwright.training.problem import Subject
+from bitwright.training.loop import Training, train
+from bitwright.training.problem import Problem, Subject
 
 
 @runtime_checkable
@@ -49,7 +49,7 @@ class SoftChoice:
 
     def __init__(self, subject: Subject, relaxed: Relaxation, rate: float, book_rate: float = 0.0) -> None:
         self.subject, self.relaxed, self.rate, self.book_rate = subject, relaxed, rate, book_rate
-        coded = [t for t in subject.start if isinstance(t, Coded)]
+        coded = subject.coded
         self.live = Live(coded)
         targets = [subject.origin if t.columns is None else subject.origin[:, t.columns.long()] for t in coded]
         self.codes = [candidates(t, x, relaxed.count) for t, x in zip(coded, targets)]
@@ -89,49 +89,21 @@ class SoftChoice:
         return float((most < 0.99).float().mean())
 
     def terms(self) -> Terms:
-        chosen = iter(
+        chosen = [
             replace(term, codes=codes.gather(0, self.relaxed.ratios(z).argmax(0, keepdim=True))[0], params=self.live.stored(i))
             for i, (term, codes, z) in enumerate(zip(self.live.coded, self.codes, self.z))
-        )
-        return tuple(next(chosen) if isinstance(t, Coded) else t for t in self.subject.start)
+        ]
+        return self.subject.with_codes(chosen)
 
 
-def candidates(term: Coded, x: Float[Tensor, "out k"], count: int) -> Ints[Tensor, "c out m"]:
-    """Codes: of the points below and above on a scalar grid where `count` is 2, else of the nearest; the very nearest again where a
-    group has no more points. Raises BadRequest where the grid does not have as many."""
-    grid, narrow = term.grid, narrowed(term.layout, term.grid.width)
-    if count > grid.levels:
-        raise BadRequest(f"A choice among {count} candidates needs a grid of as many points, not {grid.levels}; give it fewer.")
-    every = points(grid, term.params)
-    most = torch.full((len(every), 1), grid.levels, device=x.device)
-    if isinstance(grid, Uneven):
-        most = level_counts(grid, term.params)[:, None].to(x.device)
-    vectors = term.layout.split(x).reshape(len(every), -1, grid.width)
-    straddled = grid.width == 1 and count == 2
-    found = around(vectors[..., 0], every[..., 0], most) if straddled else nearest(vectors, every, most, count)
-    return torch.stack([narrow.join(c, (x.shape[0], x.shape[1] // grid.width)) for c in found])
-
-
-def around(x: Float[Tensor, "g n"], points: Float[Tensor, "g k"], most: Ints[Tensor, "g 1"]) -> Ints[Tensor, "2 g n"]:
-    """The points below and above, the outermost two beyond the ends; of every group, only the first `most` codes count."""
-    there = torch.arange(points.shape[1], device=x.device) < most
-    ascending, code = points.to(x.dtype).masked_fill(~there, torch.inf).sort(1)
-    above = torch.searchsorted(ascending.contiguous(), x.contiguous())
-    above = torch.minimum(above.clamp_min(1), most - 1)
-    return torch.stack([code.gather(1, (above - 1).clamp_min(0)), code.gather(1, above)])
-
-
-def nearest(
-    x: Float[Tensor, "g n v"], points: Float[Tensor, "g k v"], most: Ints[Tensor, "g 1"], count: int, chunk: int = 1 << 24
-) -> Ints[Tensor, "c g n"]:
-    """The `count` nearest, the very nearest first."""
-    there, found = torch.arange(points.shape[1], device=x.device) < most, []
-    step = max(1, chunk // (x.shape[1] * points.shape[1] * points.shape[2]))
-    for part, of, own in zip(x.split(step), points.to(x.dtype).split(step), there.split(step)):
-        far = torch.cdist(part, of).masked_fill(~own[:, None], torch.inf)
-        least = far.topk(count, dim=2, largest=False, sorted=True)
-        found.append(torch.where(least.values.isfinite(), least.indices, least.indices[..., :1]))
-    return torch.cat(found).permute(2, 0, 1)
+def decided(
+    problem: Problem, relaxed: Mapping[str, Relaxation], rate: float, how: Training, book_rate: float = 0.0
+) -> Mapping[str, Terms]:
+    """Train the choices of all matrices, each by its relaxation; notes in the problem how many were still open."""
+    found = {name: SoftChoice(subject, relaxed[name], rate, book_rate) for name, subject in problem.subjects.items()}
+    terms = train(problem, found, how)
+    problem.note(f"{max(v.undecided() for v in found.values()):.2%} of the choices were undecided at the end")
+    return terms
 
 
 def begun(relaxed: Relaxation, term: Coded, x: Float[Tensor, "out k"], codes: Ints[Tensor, "c out m"]) -> Float[Tensor, "z out m"]:
@@ -139,11 +111,3 @@ def begun(relaxed: Relaxation, term: Coded, x: Float[Tensor, "out k"], codes: In
     own = spelled if term.columns is None else [p[:, term.columns.long()] for p in spelled]
     vectors = (len(x), -1, term.grid.width)
     return relaxed.begin(x.view(vectors), torch.stack([p.to(x.dtype).view(vectors) for p in own]))
-
-
-def position(x: Float[Tensor, "out m v"], points: Float[Tensor, "2 out m v"]) -> Float[Tensor, "out m"]:
-    """Where a vector lies on the way between its two candidates, from 0 to 1; halfway where they are one."""
-    way = points[1] - points[0]
-    length = way.square().sum(-1)
-    along = ((x - points[0]) * way).sum(-1) / torch.where(length == 0, 1.0, length)
-    return torch.where(length == 0, 0.5, along.clamp(0, 1))

@@ -33,10 +33,6 @@ class StraightThrough:
     scope: Scope = Block()
     training: Training = Training()
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return self.start.needs
-
     def solve(self, problem: Problem) -> Mapping[str, Terms]:
         return train(problem, {name: Nudged(s, self.rate, self.range_rate) for name, s in problem.subjects.items()}, self.training)
 

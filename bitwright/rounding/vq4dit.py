@@ -18,9 +18,9 @@ from torch import Tensor
 
 from bitwright.rounding.base import JointRounding, Rounding
 from bitwright.rounding.nearest import Nearest
-from bitwright.rounding.soft_choice import SoftChoice
+from bitwright.rounding.soft_choice import decided
 from bitwright.terms.base import Terms
-from bitwright.training.loop import Training, train
+from bitwright.training.loop import Training
 from bitwright.training.problem import Problem
 from bitwright.training.scopes import Block, Scope
 
@@ -39,17 +39,9 @@ class Vq4Dit:
     scope: Scope = Block()
     training: Training = Training(optimizer="rmsprop", schedule="constant")
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return self.start.needs
-
     def solve(self, problem: Problem) -> Mapping[str, Terms]:
-        unit = problem.judged({name: s.start for name, s in problem.subjects.items()}) / len(problem.subjects)
-        relaxed = Softmax(self.count, self.strength * unit)
-        found = {name: SoftChoice(s, relaxed, self.rate, self.book_rate) for name, s in problem.subjects.items()}
-        terms = train(problem, found, self.training)
-        problem.note(f"{max(v.undecided() for v in found.values()):.2%} of the choices were undecided at the end")
-        return terms
+        relaxed = Softmax(self.count, self.strength * problem.first / len(problem.subjects))
+        return decided(problem, dict.fromkeys(problem.subjects, relaxed), self.rate, self.training, self.book_rate)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def train(problem: Problem, variables: Mapping[str, Variable], how: Training) ->
     optimizer = OPTIMIZERS[how.optimizer]([group for v in variables.values() for group in v.groups()])
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(how, step / max(how.steps, 1)))
     start = {name: subject.start for name, subject in problem.subjects.items()}
-    first = least = problem.judged(start)
+    first = least = problem.first
     best, when = dict(start), 0
     order = batches(problem.batches, how)
     for step in range(1, how.steps + 1):

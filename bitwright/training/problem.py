@@ -6,8 +6,9 @@ What the function is (one layer's outputs, one block's, the model's logits) is t
 a method sees matrices and numbers. The last `held` batches are for judging: no gradient is ever taken on them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -34,17 +35,20 @@ class Subject:
     known: Known
 
     @property
+    def coded(self) -> tuple[Coded, ...]:
+        return tuple(t for t in self.start if isinstance(t, Coded))
+
+    @property
     def coder(self) -> Coder:
         """The grids and parameters that the start found. Raises BadRequest where the start has none that could be trained."""
-        coded = [t for t in self.start if isinstance(t, Coded)]
-        if not coded:
+        if not self.coded:
             raise BadRequest("A trained rounding moves codes on a grid, and these terms hold none; start it from another rounding.")
-        bands = tuple(Band(t.grid, t.layout, t.columns) for t in coded)
+        bands = tuple(Band(t.grid, t.layout, t.columns) for t in self.coded)
         if why := uncovered(bands, self.W.shape[1]):
             raise BadRequest(
                 f"A trained rounding needs each input column coded by one grid, and {why}; start it from another rounding."
             )
-        return Coder((self.W.shape[0], self.W.shape[1]), bands, tuple(t.params for t in coded))
+        return Coder((self.W.shape[0], self.W.shape[1]), bands, tuple(t.params for t in self.coded))
 
     @property
     def others(self) -> Terms:
@@ -59,7 +63,7 @@ class Subject:
     def origin(self) -> Float[Tensor, "out inp"]:
         """The weights, except where the start chose another point than the nearest: there, that point. It rounds to the start, and
         tells for every other weight how near it is to its neighbours."""
-        begun, nearest = decode(tuple(t for t in self.start if isinstance(t, Coded))), decode(self.coder.terms(self.rest))
+        begun, nearest = decode(self.coded), decode(self.coder.terms(self.rest))
         return torch.where(begun == nearest, self.rest, begun.to(self.W.dtype))
 
     def whole(self, coded: Float[Tensor, "out inp"]) -> Float[Tensor, "out inp"]:
@@ -67,9 +71,13 @@ class Subject:
         return coded + decode(self.others) if self.others else coded
 
     def terms(self, coder: Coder, What: Float[Tensor, "out inp"]) -> Terms:
-        """The terms of a matrix whose coded part is nearest to `What`, in the order of the start."""
-        coded = iter(coder.terms(What))
-        return tuple(next(coded) if isinstance(t, Coded) else t for t in self.start)
+        """The terms of a matrix whose coded part is nearest to `What`."""
+        return self.with_codes(coder.terms(What))
+
+    def with_codes(self, coded: Sequence[Coded]) -> Terms:
+        """These in place of the coded terms, in the order of the start."""
+        given = iter(coded)
+        return tuple(next(given) if isinstance(t, Coded) else t for t in self.start)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +89,11 @@ class Problem:
     batches: int
     held: int
     notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def first(self) -> float:
+        """The loss of the start, on the batches for judging."""
+        return self.judged({name: subject.start for name, subject in self.subjects.items()})
 
     def judged(self, terms: Mapping[str, Terms]) -> float:
         """The loss of what is stored, on batches that were not trained on (on all where none is held back)."""

@@ -19,7 +19,7 @@ from bitwright.rounding.cora import Cora
 from bitwright.rounding.gptq import GPTQ
 from bitwright.rounding.layerwise import Layerwise
 from bitwright.rounding.nearest import Nearest
-from bitwright.rounding.soft_choice import around, nearest
+from bitwright.rounding.neighbours import around, nearest
 from bitwright.terms.base import decode
 from bitwright.training.loop import Training
 from bitwright.training.problem import Subject
