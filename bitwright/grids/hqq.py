@@ -39,7 +39,7 @@ class Hqq:
     ) -> Params:
         p: Params = grid.place(grid.extent(x), 1.0, top)
         scale, low = grid.numbers(p)[0].to(x.dtype), -grid.extent(x)[:, :1]
-        whole = {**p, "min": stored(grid, scale * (low / scale).round())}
+        whole = {**p, "min": grid.lowest(-scale * (low / scale).round(), top)}
         best = closer(grid, x, whole, p)
         for i in range(self.rounds):
             codes = grid.encode(x, p)
@@ -47,15 +47,9 @@ class Hqq:
             size = gap.abs()
             apart = gap.sign() * (size - size.pow(self.power - 1) / (self.beta * self.kappa**i)).clamp_min(0)
             low = (scale * (codes + apart) - x).mean(1, keepdim=True)
-            p = {**p, "min": stored(grid, low)}
+            p = {**p, "min": grid.lowest(-low, top)}
             best = closer(grid, x, p, best)
         return best
-
-
-def stored(grid: Any, low: Float[Tensor, "g 1"]) -> Tensor:
-    """A minimum of zero is zero, or as near as the type is: a codec of scales would take it for an empty group."""
-    found: Tensor = grid.minimum.store(torch.where(low == 0, 2.0**-24, low))
-    return found
 
 
 def closer(grid: Any, x: Float[Tensor, "g n"], new: Params, old: Params) -> Params:

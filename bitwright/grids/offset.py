@@ -56,7 +56,12 @@ class Offset:
     def place(self, extent: Float[Tensor, "g 2"], keep: float, top: Params) -> Params:
         low, high = (extent * keep).split(1, 1)
         scale = self.scale.store(high - low, self.levels - 1.0, top.get("scale_top"))
-        return {"scale": scale, "min": self.minimum.store(-low, 1.0, top.get("min_top")), **top}
+        return {"scale": scale, "min": self.lowest(low, top), **top}
+
+    def lowest(self, low: Float[Tensor, "g 1"], top: Params) -> Tensor:
+        """The minimum as it is stored. Zero is zero, where a codec of scales would take it for an empty group's."""
+        stored = self.minimum.store(-low, 1.0, top.get("min_top"))
+        return torch.where(low == 0, 0, stored) if stored.is_floating_point() else stored
 
     def encode(self, x: Float[Tensor, "g n"], p: Params) -> Ints[Tensor, "g n"]:
         scale, low = self.numbers(p)

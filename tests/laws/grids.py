@@ -10,6 +10,8 @@ from bitwright.grids.base import Grid, Kin, points
 from bitwright.grids.fit import AbsMax, Imatrix, Mse
 from bitwright.grids.learned import Learned
 from bitwright.grids.micro import E8M0
+from bitwright.grids.offset import Offset
+from bitwright.grids.scales import Float as FloatScale
 
 N = 16  # numbers in a group
 FINE = 2.0**-11  # half a unit in the last place of a stored fp16 scale; bf16: eight times that
@@ -219,3 +221,9 @@ def test_powers_of_two_by_their_rules():
     }
     for rule, exponents in wanted.items():
         assert (E8M0(rule).store(peaks, 6.0).int() - 127)[:, 0].tolist() == exponents, rule
+
+
+def test_a_group_without_negative_numbers_has_a_minimum_of_zero():
+    for grid in (Offset(16), Offset(16, minimum=FloatScale(signed=True))):
+        p = grid.fit(torch.rand(4, 16))
+        assert (p["min"] == 0).all() and (grid.decode(grid.encode(torch.zeros(4, 16), p), p) == 0).all()
