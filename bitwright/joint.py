@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.stream import Rows, run
+from bitwright.coder import Band, Coder
 from bitwright.errors import BadRequest
 from bitwright.grids.base import Params
 from bitwright.matrix import lost
@@ -105,3 +106,9 @@ def after_training(
     error, energy = float(lost(W - decode(terms), H).sum()), float(lost(W, H).sum()) or 1.0
     bits = row.bits + stored_bits(tuple(metas)) - stored_bits(tuple(before))
     return replace(row, bits=bits, error=error / energy, terms=tuple(m["kind"] for m in metas), notes=(*row.notes, *notes))
+
+
+def by_weights(row: Row, W: Tensor, bands: Sequence[Band]) -> Row:
+    """The line of a matrix whose inputs are no longer known, with nearest rounding measured as its error now is: by weights."""
+    plain = decode(Coder.fit(W, bands).terms(W))
+    return replace(row, measure="weights", nearest=float(lost(W - plain, None).sum()) / (float(lost(W, None).sum()) or 1.0))

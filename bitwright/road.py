@@ -25,7 +25,7 @@ from bitwright.export.native import flatten
 from bitwright.export.resumable import Directory
 from bitwright.grids.base import Params
 from bitwright.grids.fit import AbsMax
-from bitwright.joint import after_training, of_block, of_model, train_block, train_model, trainable
+from bitwright.joint import after_training, by_weights, of_block, of_model, train_block, train_model, trainable
 from bitwright.matrix import Solved, key, lost_by_prefixes
 from bitwright.plan import Plan, inside
 from bitwright.progress import Progress
@@ -88,10 +88,9 @@ class Road:
         self.progress("training the whole model", 0, 1)
         found, notes = train_model(joints, self.plan, model, here, batches, terms)
         for row in [r for r in self.rows if r.name in trainable(self.plan, list(here))]:
-            ours = found[row.name]
-            self.note(
-                after_training(row, here[row.name].matrix(), self.metas[row.name], ours, Known(), notes), [t.meta() for t in ours]
-            )
+            W, ours = here[row.name].matrix(), found[row.name]
+            row = by_weights(row, W, self.plan.sites[row.name].bands)
+            self.note(after_training(row, W, self.metas[row.name], ours, Known(), notes), [t.meta() for t in ours])
         for i, part in enumerate(stored):
             held = {name for name in found if any(n.startswith(f"{name}.terms.") for n in part)}
             for n in [n for n in part if n.partition(".terms.")[0] in held and ".terms." in n]:

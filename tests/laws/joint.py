@@ -162,3 +162,19 @@ def test_a_trained_model_is_written_and_resumed_like_any_other(tiny_llama, token
         held, _ = bitwright.compress(source, recipe, data, batch=2)
         ids = data.ids[:1]
         torch.testing.assert_close(written(input_ids=ids).logits, held(input_ids=ids).logits)
+
+
+def test_after_the_model_was_trained_errors_are_told_by_what_they_are_measured_by(tiny_llama, tokens):
+    from bitwright.checkpoint import open_checkpoint
+    from bitwright.rounding.pv_tuning import PvTuning
+
+    joint = PvTuning(start=Nearest(), training=Training(steps=2, optimizer="lamb"))
+    recipe = Recipe(Integer(8), Layout(1, 32), joint, name="joint")
+    model, report = bitwright.compress(tiny_llama(), recipe, tokens(), batch=2)
+    row, source = report.rows[0], open_checkpoint(tiny_llama())
+    W = source.tensor(f"{row.name}.weight").float()
+    E = W - decode(model.get_submodule(row.name).decoded())
+    assert row.measure == "weights" and row.error == pytest.approx(float(E.square().sum() / W.square().sum()), rel=1e-4)
+    plain, _ = bitwright.compress(tiny_llama(), dataclasses.replace(recipe, rounding=Nearest()), None)
+    E = W - decode(plain.get_submodule(row.name).decoded())
+    assert row.nearest == pytest.approx(float(E.square().sum() / W.square().sum()), rel=1e-4)
