@@ -21,6 +21,7 @@ from bitwright.recipe import Recipe
 from bitwright.rounding.nearest import Nearest
 from bitwright.sites import Site, sites
 from bitwright.terms.base import stored_bits
+from bitwright.training.problem import untrainable
 from bitwright.wiring import Wiring
 
 LIBRARIES = 450 * 2**20  # resident size of Python with torch, transformers and numba loaded
@@ -140,6 +141,8 @@ def plan_site(name: str, site: Site, recipe: Recipe | None, strict: bool, form: 
     if why := band.legal(shape):
         raise BadRequest(f"{name} cannot take this recipe: {why}; choose another group or grid.")
     found = recipe.alone.metas(shape, (band,))
+    if recipe.joint and (why := untrainable(found, shape[1])):
+        raise BadRequest(f"{name} cannot take this recipe: {why}; start it from another rounding.")
     if note:
         even = stored_bits(metas(shape, (band,))) - shape[0] * shape[1] * stored_rate(recipe)
         note += f", {even / (shape[0] * shape[1]):+.2f} bits per weight"

@@ -47,7 +47,7 @@ class Fairy2i:
             known.note(f"{shape[0]} x {shape[1]} has an odd side and is no pair of complex matrices: rounded as it is")
             return self.inner(W, coder, known)
         P, moments = unfolded(W), known.once(("widely linear", self.needs), lambda: self.moments(known))
-        weight = None if coder.weight is None else priced(coder.weight)
+        weight = None if coder.weight is None else priced(coder.weight.expand(shape))
         terms = self.inner(P, Coder.fit(P, self.bands(shape, coder.bands), weight, coder.shared), moments)
         for remark in moments.notes:
             known.note(remark)
@@ -82,6 +82,7 @@ def turned(H: Float[Tensor, "inp inp"]) -> Float[Tensor, "twice twice"]:
     return upper @ H @ upper.T + lower @ H @ lower.T
 
 
-def priced(weight: Float[Tensor, "inp"]) -> Float[Tensor, "twice"]:
-    """The diagonal of H_P for a diagonal H: every entry acts on the two inputs of its pair."""
-    return weight.view(2, -1).sum(0).repeat_interleave(2).repeat(2)
+def priced(weight: Float[Tensor, "out inp"]) -> Float[Tensor, "half twice"]:
+    """What an error costs at every entry of P: real parts act on the two diagonal quarters of A, others on the rest."""
+    (a, b), (c, d) = (half.chunk(2, 1) for half in weight.chunk(2))
+    return torch.stack([a + d, b + c], 2).flatten(1).repeat(1, 2)

@@ -17,7 +17,7 @@ from torch import Tensor
 from bitwright.calibrate.stats import Known
 from bitwright.coder import Band, Coder, uncovered
 from bitwright.errors import BadRequest
-from bitwright.terms.base import Terms, decode
+from bitwright.terms.base import Json, Terms, decode
 from bitwright.terms.coded import Coded
 
 Weights = Mapping[str, Float[Tensor, "out inp"]]
@@ -105,3 +105,11 @@ class Problem:
     def note(self, remark: str) -> None:
         if remark not in self.notes:
             self.notes.append(remark)
+
+
+def untrainable(metas: Sequence[Mapping[str, Json]], inp: int) -> str | None:
+    """None, or in words why terms like these cannot be trained, before there are any: as many columns are coded as there are."""
+    columns = [inp if meta["columns"] is None else meta["columns"] for meta in metas if meta["kind"] == "coded"]
+    if not columns:
+        return "a trained rounding moves codes on a grid, and what it starts from holds none"
+    return None if sum(columns) == inp else "a trained rounding needs each input column coded by one grid, once"

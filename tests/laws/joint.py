@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import joints
 from matrices import INP, OUT, fitted, known, loss, same
+from variants import joints
 
 import bitwright
 from bitwright.errors import BadRequest
