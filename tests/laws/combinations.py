@@ -1,5 +1,5 @@
-"""Combinations: every rounding x grid x layout x correction that the plan lets through runs, stores what was foretold and is not worse
-than nearest; every other is refused in one sentence, before a weight is read.
+"""Combinations of rounding, grid, layout and corrections: what the plan lets through runs, stores what was foretold and is not worse
+than nearest; what it does not is refused in one sentence, before a weight is read.
 
 Every rounding meets every grid, and every layout with every correction; not every four of them meet.
 """
