@@ -1,4 +1,4 @@
-"""Combinations of rounding, grid, layout and corrections: what the plan lets through runs, stores what was foretold and is not worse
+"""Combinations of rounding, grid, layout and corrections: what the plan lets by runs, stores what was foretold and is not worse
 than nearest; what it does not is refused in one sentence, before a weight is read.
 
 Every rounding meets every grid, and every layout with every correction; not every four of them meet.
