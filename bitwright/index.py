@@ -97,6 +97,10 @@ PARTS: dict[str, dict[str, str]] = {
         "lorc": "bitwright.corrections.lorc:Lorc",
         "outliers": "bitwright.corrections.outliers:Outliers",
     },
+    "finishes": {
+        "biases": "bitwright.corrections.bias:Biases",
+        "norm-statistics": "bitwright.corrections.norm_stats:NormStatistics",
+    },
     "activations": {
         "dynamic": "bitwright.activations.dynamic:Dynamic",
         "static": "bitwright.activations.dynamic:Static",

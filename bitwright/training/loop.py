@@ -72,7 +72,7 @@ def train(problem: Problem, variables: Mapping[str, Variable], how: Training) ->
         with torch.no_grad():
             for v in variables.values():
                 v.settle(done)
-            if step == how.steps or step * how.checks // how.steps > (step - 1) * how.checks // how.steps:
+            if checked(how, step):
                 now = {name: v.terms() for name, v in variables.items()}
                 judged = problem.judged(now)
                 if judged < least or (how.keep == "last" and step == how.steps):
@@ -82,6 +82,11 @@ def train(problem: Problem, variables: Mapping[str, Variable], how: Training) ->
         f"trained {how.steps} steps: {gained}, at step {when}" if when else f"{how.steps} steps did not help: the start is kept"
     )
     return best
+
+
+def checked(how: Training, step: int) -> bool:
+    """Whether what would be stored is judged after this step (from 1)."""
+    return step == how.steps or step * how.checks // how.steps > (step - 1) * how.checks // how.steps
 
 
 def rate(how: Training, done: float) -> float:

@@ -152,7 +152,7 @@ def shares(count: int, held: float) -> tuple[int, int]:
     """Batches to train on, and to judge by. Raises BadRequest where there are too few for both."""
     judged = ceil(held * count)
     if count - judged < 1:
-        raise BadRequest(f"A trained rounding needs two batches of calibration rows or more, not {count}; give more --samples.")
+        raise BadRequest(f"What is trained needs two batches of calibration rows or more, not {count}; give more --samples.")
     return count - judged, judged
 
 
