@@ -114,7 +114,7 @@ class CodedModule(nn.Module):
         return self.cache[1]
 
     def product(self, x: Float[Tensor, "*batch inp"]) -> Float[Tensor, "*batch out"]:
-        """x W^t in the type of x. Where x asks for gradients, through the decoded matrix, and straight through the rounding of x."""
+        """x W^t in the type of x. Where x asks for gradients, through the decoded matrix, and straight through its own rounding."""
         if self.inputs is not None:
             x = straight(self.inputs, x.reshape(-1, self.shape[1])).view(x.shape)
         if torch.is_grad_enabled() and x.requires_grad:

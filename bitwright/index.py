@@ -88,6 +88,7 @@ PARTS: dict[str, dict[str, str]] = {
     },
     "scopes": {
         "block": "bitwright.training.scopes:Block",
+        "layer": "bitwright.training.scopes:Layer",
         "model": "bitwright.training.scopes:Model",
     },
     "loops": {
@@ -103,7 +104,7 @@ PARTS: dict[str, dict[str, str]] = {
     },
     "activations": {
         "dynamic": "bitwright.activations.dynamic:Dynamic",
-        "static": "bitwright.activations.dynamic:Static",
+        "static": "bitwright.activations.static:Static",
     },
     "allocation": {
         "uniform": "bitwright.allocation.uniform:Uniform",
@@ -124,6 +125,7 @@ PARTS: dict[str, dict[str, str]] = {
         "gram": "bitwright.calibrate.stats:Gram",
         "cross": "bitwright.calibrate.stats:Cross",
         "range": "bitwright.calibrate.stats:Range",
+        "mean-range": "bitwright.calibrate.stats:MeanRange",
     },
     "rules": {
         "rule": "bitwright.recipe:Rule",

@@ -163,15 +163,20 @@ class Road:
             for name in readers:
                 terms[name], of[name] = self.solve(here[name], known, i, tops.get(name)), known
                 if (inputs := self.plan.sites[name].inputs) is not None and inputs.needs:
-                    scales[name] = inputs.calibrate(known["range"])
+                    scales[name] = inputs.calibrate(known[inputs.needs[0]])
                 if stream:  # what comes next is calibrated on what was stored
                     here[name].put(decode(terms[name]))
         if joints:
             self.progress("training", i, self.plan.blocks)
-            terms, notes = train_block(joints, self.plan, block, here, before, stream, i, weights, terms, of, scales)
+            terms, scales, notes = train_block(joints, self.plan, block, here, before, stream, i, weights, terms, of, scales)
             for name in trainable(self.plan, list(terms)):
                 row = after_training(
-                    next(r for r in self.rows if r.name == name), weights[name], self.metas[name], terms[name], of[name], notes
+                    next(r for r in self.rows if r.name == name),
+                    weights[name],
+                    self.metas[name],
+                    terms[name],
+                    of[name],
+                    notes[name],
                 )
                 self.note(row, [t.meta() for t in terms[name]])
         self.emit(i, terms, {n for n in self.plan.kept if n.startswith(prefix)}, scales)

@@ -4,10 +4,10 @@ arXiv 2006.10518, section 3; card: adaquant).
     y' = (y - m) / sqrt(v + eps) sqrt(v_f + eps) + m_f      m_f, v_f: mean and variance of each output channel in the float model
 
 m, v are those of the compressed model behind the convolutions already corrected: an identity norm is put behind every convolution,
-set to what it sees, and folded again. All images stop at a convolution until its statistics are complete, so one pass
-serves all. No gradients. A row whose groups have float parameters of their own takes the factor in these; where a factor has no such
-place (other terms, shared scales, float weights) the mean alone is set. Differs from the paper: exact moments of all
-images for averages over batches, and targets measured for gamma and beta, which a folded network no longer has.
+set to what it sees, and folded again. All images stop at a convolution until its statistics are complete, so one pass serves all.
+No gradients. A row whose groups have float parameters of their own takes the factor in these; where a factor has no such place
+(other terms, shared scales, float weights) the mean alone is set. Differs from the paper: exact moments of all images for averages
+over batches, and targets measured for gamma and beta, which a folded network no longer has.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
