@@ -37,7 +37,7 @@ def finish(
     ours = assemble(source.config, {n: t.clone() for n, t in stored.items()}, fields).to(device)
     count, _ = shares(len(batches), HELD)
     types = {n: t.dtype for n, t in stored.items()}
-    both = Both(whole(source).to(device), ours, batches[:count], batches[count:], plan.wiring.head, plan.wiring.call, types)
+    both = Both(whole(source).to(device), ours, batches[:count], batches[count:], plan.wiring, types)
     found, notes = dict[str, Tensor](), list[str]()
     before, own = both.judged({}), ours.state_dict()
     for step in plan.recipe.after:

@@ -108,7 +108,7 @@ def plan(source: Checkpoint, wiring: Wiring, recipe: Recipe, strict: bool = Fals
         )
     if not planned:
         raise BadRequest("The rules leave nothing to compress; ignore less.")
-    if whys := [why for step in recipe.after if (why := step.refusal(model, wiring.head)) is not None]:
+    if whys := [why for step in recipe.after if (why := step.refusal(model, wiring)) is not None]:
         raise BadRequest(whys[0])
     coded = {f"{name}.weight" for name in planned}
     check(source, model, wiring, tied)

@@ -18,6 +18,7 @@ from bitwright.coded import CodedModule
 from bitwright.corrections.finish import Both
 from bitwright.training.loop import Training, batches, checked, rate
 from bitwright.training.optimizers import OPTIMIZERS
+from bitwright.wiring import Wiring
 
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, CodedModule)
 
@@ -29,13 +30,13 @@ class Biases:
     rate: float = 1e-3
     training: Training = Training(steps=400)
 
-    def refusal(self, model: nn.Module, head: str) -> str | None:
-        if biases(model, head):
+    def refusal(self, model: nn.Module, wiring: Wiring) -> str | None:
+        if biases(model, wiring.head):
             return None
         return "No layer of this model has a bias that could be tuned; leave bias tuning out of the recipe."
 
     def __call__(self, both: Both) -> tuple[Mapping[str, Tensor], str]:
-        how, kept = self.training, biases(both.ours, both.head)
+        how, kept = self.training, biases(both.ours, both.wiring.head)
         moved = {name: b.detach().clone().requires_grad_() for name, b in kept.items()}
         optimizer = OPTIMIZERS[how.optimizer]([{"params": list(moved.values()), "lr": self.rate}])
         rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(how, step / max(how.steps, 1)))
