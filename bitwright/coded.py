@@ -72,6 +72,12 @@ def _(x: Tensor, number: int, out: int) -> Tensor:
     return x.new_empty(len(x), out)
 
 
+def straight(quantize: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Quantized inputs, with the gradient straight through."""
+    y = quantize(x.detach())
+    return x + (y - x.detach()) if torch.is_grad_enabled() and x.requires_grad else y
+
+
 class CodedModule(nn.Module):
     """A matrix [out, inp] that is a sum of terms, with the bias and orientation of the module it replaces; `inputs` quantizes what
     it multiplies, where something does."""
@@ -108,9 +114,9 @@ class CodedModule(nn.Module):
         return self.cache[1]
 
     def product(self, x: Float[Tensor, "*batch inp"]) -> Float[Tensor, "*batch out"]:
-        """x W^t in the type of x. Where x asks for gradients, through the decoded matrix."""
+        """x W^t in the type of x. Where x asks for gradients, through the decoded matrix, and straight through its own rounding."""
         if self.inputs is not None:
-            x = self.inputs(x.reshape(-1, self.shape[1])).view(x.shape)
+            x = straight(self.inputs, x.reshape(-1, self.shape[1])).view(x.shape)
         if torch.is_grad_enabled() and x.requires_grad:
             return nn.functional.linear(x, self.weight.to(x.dtype))
         flat = x.reshape(-1, self.shape[1])

@@ -88,6 +88,7 @@ PARTS: dict[str, dict[str, str]] = {
     },
     "scopes": {
         "block": "bitwright.training.scopes:Block",
+        "layer": "bitwright.training.scopes:Layer",
         "model": "bitwright.training.scopes:Model",
     },
     "loops": {
@@ -97,9 +98,13 @@ PARTS: dict[str, dict[str, str]] = {
         "lorc": "bitwright.corrections.lorc:Lorc",
         "outliers": "bitwright.corrections.outliers:Outliers",
     },
+    "finishes": {
+        "biases": "bitwright.corrections.bias:Biases",
+        "norm-statistics": "bitwright.corrections.norm_stats:NormStatistics",
+    },
     "activations": {
         "dynamic": "bitwright.activations.dynamic:Dynamic",
-        "static": "bitwright.activations.dynamic:Static",
+        "static": "bitwright.activations.static:Static",
     },
     "allocation": {
         "uniform": "bitwright.allocation.uniform:Uniform",
@@ -120,6 +125,7 @@ PARTS: dict[str, dict[str, str]] = {
         "gram": "bitwright.calibrate.stats:Gram",
         "cross": "bitwright.calibrate.stats:Cross",
         "range": "bitwright.calibrate.stats:Range",
+        "mean-range": "bitwright.calibrate.stats:MeanRange",
     },
     "rules": {
         "rule": "bitwright.recipe:Rule",

@@ -135,7 +135,7 @@ class Job:
         """What the format must know, from the plan alone."""
         kept = {n: (self.source.shapes[n], self.source.dtypes[n]) for n in self.plan.kept}
         metas = {n: p.metas for n, p in self.plan.sites.items()}
-        return Model(self.plain_config(), metas, kept, self.tied_head, self.plan.inputs, self.companions())
+        return Model(self.plain_config(), metas, kept, self.plan.tied_head, self.plan.inputs, self.companions())
 
     def road(self, out: Path | None, stats: Path | None, batch: int, device: torch.device, progress: Progress) -> Road:
         """The work, ready to begin. Raises BadRequest where it cannot."""
@@ -153,6 +153,8 @@ class Job:
         tokens = self.data.tokens if self.data is not None and needs else 0
         twice = self.plan.paused(tokens) > memory_left(device)
         road = Road(self.source, self.plan, self.data, batch, device, progress, directory, store, twice)
+        if self.plan.recipe.after and self.data is None:
+            raise BadRequest("Steps after compression need the calibration data, not only their statistics; give some with --data.")
         if needs and self.data is None:
             if store is None:
                 raise BadRequest(f"The recipe {self.plan.recipe.name!r} needs calibration data; give some with --data.")
@@ -220,15 +222,10 @@ class Job:
 
     def quantization_config(self, road: Road) -> dict[str, Any]:
         stack = ordered(self.plan.recipe.allocation, road.rows, road.metas)
-        return native.quantization_config(road.metas, self.tied_head, self.plan.inputs, stack)
+        return native.quantization_config(road.metas, self.plan.tied_head, self.plan.inputs, stack)
 
     def native_bits(self, name: str, metas: Sequence[Mapping[str, Any]]) -> int:
         return Native().bits(name, metas, self.plan.inputs.get(name))
-
-    @property
-    def tied_head(self) -> str | None:
-        """The output head, where it reads the compressed embedding."""
-        return self.plan.wiring.head if self.plan.tied and self.plan.wiring.embed[0] in self.plan.sites else None
 
     def plain_config(self) -> dict[str, Any]:
         """The config.json of the source."""
@@ -268,7 +265,7 @@ class Job:
             seconds=seconds,
             peak=peak_memory(),
             provenance={"model sha256": self.source.fingerprint(), **here()},
-            notes=unmeasured(recipe.allocation, data),
+            notes=(*unmeasured(recipe.allocation, data), *road.notes),
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitwright.activations.static import Static
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.stream import Rows, run
 from bitwright.coder import Band, Coder
@@ -20,12 +21,14 @@ from bitwright.report import Row
 from bitwright.rounding.base import JointRounding
 from bitwright.sites import Site
 from bitwright.terms.base import Json, Terms, decode, stored_bits
+from bitwright.training.inputs import Inputs
 from bitwright.training.problem import Problem, Subject
-from bitwright.training.scopes import Block, Model
+from bitwright.training.scopes import Block, Layer, Model
 
 
 def of_block(plan: Plan) -> tuple[JointRounding, ...]:
-    return tuple(j for j in plan.recipe.joint if isinstance(j.scope, Block))
+    """Those that are solved while the road stands at a block."""
+    return tuple(j for j in plan.recipe.joint if isinstance(j.scope, Block | Layer))
 
 
 def of_model(plan: Plan) -> tuple[JointRounding, ...]:
@@ -49,31 +52,39 @@ def train_block(
     terms: Mapping[str, Terms],
     known: Mapping[str, Known],
     scales: Mapping[str, Params],
-) -> tuple[dict[str, Terms], list[str]]:
-    """The terms of a block after training, and what is to be said of it. The rows in `stream` are pushed through it afresh.
+) -> tuple[dict[str, Terms], dict[str, Params], dict[str, list[str]]]:
+    """The terms of a block after training, what is stored of inputs, and what is to be said of each matrix. The rows in `stream`
+    are pushed through it afresh.
 
     `before`: the rows as they entered; `weights`: the float matrices; `terms`: what the start stored."""
     names = trainable(plan, list(terms))
     if not names:
-        return dict(terms), []
+        return dict(terms), dict(scales), {}
     after = [r.teacher for r in stream if r.teacher is not None]
     inputs = {name: part for name in names if (part := plan.sites[name].inputs) is not None}
-    online = {name: (part, scales.get(name, {})) for name, part in inputs.items() if here[name].patches is None}
-    found, notes = dict(terms), list[str]()
+    online = {
+        name: Inputs(part, scales.get(name, {}), known[name][part.needs[0]] if part.needs else None)
+        for name, part in inputs.items()
+        if here[name].patches is None or isinstance(part, Static)
+    }
+    found, notes = dict(terms), {name: list[str]() for name in names}
     if len(online) < len(inputs) and any(getattr(joint.scope, "online", False) for joint in joints):
-        notes.append("inputs of convolutions are not quantized while training")
+        for told in notes.values():
+            told.append("inputs of convolutions are not quantized while training")
     for joint in joints:
         scope: Any = joint.scope
         subjects = {name: Subject(weights[name], found[name], known[name]) for name in names}
-        problem: Problem = scope.problem(block, {n: here[n] for n in names}, before, after, number, subjects, online)
-        found |= joint.solve(problem)
-        notes += problem.notes
-    for name in names:
-        here[name].put(decode(found[name]))
+        chosen = {n: here[n] for n in names}
+        for problem in scope.problems(block, chosen, before, after, number, subjects, online):
+            solved = joint.solve(problem)
+            found |= solved
+            for name in solved:
+                here[name].put(decode(found[name]))
+                notes[name] += problem.notes
     with torch.no_grad():
         for r, entered in zip(stream, before):
             r.hidden = run(block, entered.hidden, entered.calls[number])
-    return found, notes
+    return found, {**scales, **{name: one.stored() for name, one in online.items() if one.part.needs}}, notes
 
 
 def train_model(

@@ -63,6 +63,11 @@ class Plan:
         """Of all tensors that will be written."""
         return sum(p.bits for p in self.sites.values()) // 8 + sum(self.kept.values())
 
+    @property
+    def tied_head(self) -> str | None:
+        """The output head, where it reads the compressed embedding."""
+        return self.wiring.head if self.tied and self.wiring.embed[0] in self.sites else None
+
     def within(self, size: int) -> Recipe:
         """The recipe with the budget that makes all tensors together fit into `size` bytes."""
         weights = sum(p.shape[0] * p.shape[1] for p in self.sites.values())
@@ -104,6 +109,8 @@ def plan(source: Checkpoint, wiring: Wiring, recipe: Recipe, strict: bool = Fals
         )
     if not planned:
         raise BadRequest("The rules leave nothing to compress; ignore less.")
+    if whys := [why for step in recipe.after if (why := step.refusal(model, wiring)) is not None]:
+        raise BadRequest(whys[0])
     coded = {f"{name}.weight" for name in planned}
     check(source, model, wiring, tied)
     kept = {n: form.kept_bytes(n, (s, source.dtypes[n])) for n, s in source.shapes.items() if n not in coded}

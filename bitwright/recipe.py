@@ -12,6 +12,7 @@ from bitwright import index
 from bitwright.activations.base import Activation
 from bitwright.allocation.base import Allocation
 from bitwright.corrections.base import Correction
+from bitwright.corrections.finish import Finish
 from bitwright.errors import BadRequest
 from bitwright.grids.base import Grid
 from bitwright.grids.integer import Integer
@@ -55,7 +56,7 @@ class Recipe:
     which every matrix takes one that matches it (none: numbers of levels on the recipe's own grid). `bound`: instead of a budget,
     the largest KL per token on held-out text, under which the smallest model is sought. `head`: also compress the embedding and
     the output head (rounded to nearest: an embedding's rows meet no data but their own). `activations` quantizes the inputs of
-    the compressed matrices while the model runs; not those of the head.
+    the compressed matrices while the model runs; not those of the head. `after`: steps over the compressed model, in this order.
     """
 
     grid: Grid = Integer()
@@ -70,6 +71,7 @@ class Recipe:
     activations: Activation | None = None
     rules: tuple[Rule, ...] = ()
     head: bool = False
+    after: tuple[Finish, ...] = ()
     name: str = "custom"
 
     def of(self, module: str) -> "Recipe | None":
@@ -96,7 +98,9 @@ class Recipe:
         """Statistics that any part of it reads; empty: it works without data."""
         recipes = [self, *(r for rule in (*self.rules, *self.menu) if (r := self.under(rule)))]
         parts: list[Any] = [part for r in recipes for part in (r.alone, r.grid, *r.corrections, r.activations) if part is not None]
-        walked = {"gram"} if self.joint else set()  # it needs data in any case, and what they say of single matrices is reported
+        walked = (
+            {"gram"} if self.joint or self.after else set()
+        )  # it needs data in any case, and what they say of single matrices is reported
         return tuple(sorted({need for part in parts for need in part.needs} | walked))
 
     def with_levels(self, levels: int) -> "Recipe":

@@ -23,6 +23,7 @@ from bitwright.calibrate.stream import Rows, discover, embed, push, walk, walk_t
 from bitwright.checkpoint import Checkpoint, fill, skeleton, whole
 from bitwright.export.native import flatten
 from bitwright.export.resumable import Directory
+from bitwright.finishing import finish
 from bitwright.grids.base import Params
 from bitwright.grids.fit import AbsMax
 from bitwright.joint import after_training, by_weights, of_block, of_model, train_block, train_model, trainable
@@ -50,6 +51,7 @@ class Road:
     store: Store | None = None
     twice: bool = False  # whether every block is run twice, because what rows would pause with does not fit in memory
     rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     metas: dict[str, list[Mapping[str, Json]]] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
@@ -74,14 +76,19 @@ class Road:
                 fill(site.module, self.source, name, self.device)
                 coded[name] = self.solve(site, self.after_blocks(model, stream), None)
         self.emit(len(blocks), coded, {n for n in self.plan.kept if not self.inside(n)})
-        if of_model(self.plan) and self.data is not None:
-            self.together(of_model(self.plan), self.data)
+        if self.data is not None and (of_model(self.plan) or self.plan.recipe.after):
+            if self.directory:
+                self.directory.keep()
+            if of_model(self.plan):
+                self.together(of_model(self.plan), self.data)
+            if self.plan.recipe.after:
+                self.finish(self.data)
 
     def together(self, joints: Sequence[JointRounding], data: Data) -> None:
         """All matrices of the blocks once more, as one problem; needs the whole model in memory. Shards are written again."""
         model = whole(self.source).to(self.device)
         here = {n: s for n, s in inside(model, self.plan.wiring).items() if n in self.plan.sites}
-        stored = [self.tensors] if self.directory is None else [self.directory.read(i) for i in range(self.directory.number)]
+        stored = self.stored()
         leaves = {n: t.to(self.device) for part in stored for n, t in part.items() if ".terms." in n}
         terms = {n: load_terms(n, self.metas[n], leaves) for n in here}
         batches = list(data.inputs.to(self.device).split(self.batch))
@@ -99,6 +106,22 @@ class Road:
             if self.directory:
                 self.directory.shard(i, part)
         self.progress("training the whole model", 1, 1)
+
+    def stored(self) -> list[dict[str, Tensor]]:
+        """All tensors so far, shard by shard."""
+        return [self.tensors] if self.directory is None else [self.directory.read(i) for i in range(self.directory.number)]
+
+    def finish(self, data: Data) -> None:
+        """The recipe's steps over the whole model. Shards are written again."""
+        self.progress("finishing", 0, 1)
+        stored, batches = self.stored(), data.inputs.to(self.device).split(self.batch)
+        every = {n: t for part in stored for n, t in part.items()}
+        changed, self.notes = finish(self.plan, self.source, every, self.metas, batches, self.device)
+        for i, part in enumerate(stored):
+            part |= {n: t for n, t in changed.items() if n in part}
+            if self.directory:
+                self.directory.shard(i, part)
+        self.progress("finishing", 1, 1)
 
     def start(self, model: Any, blocks: nn.ModuleList, done: int) -> list[Rows]:
         """The rows before block `done`: embedded, or as an interrupted run left them. None where no data is walked."""
@@ -140,15 +163,20 @@ class Road:
             for name in readers:
                 terms[name], of[name] = self.solve(here[name], known, i, tops.get(name)), known
                 if (inputs := self.plan.sites[name].inputs) is not None and inputs.needs:
-                    scales[name] = inputs.calibrate(known["range"])
+                    scales[name] = inputs.calibrate(known[inputs.needs[0]])
                 if stream:  # what comes next is calibrated on what was stored
                     here[name].put(decode(terms[name]))
         if joints:
             self.progress("training", i, self.plan.blocks)
-            terms, notes = train_block(joints, self.plan, block, here, before, stream, i, weights, terms, of, scales)
+            terms, scales, notes = train_block(joints, self.plan, block, here, before, stream, i, weights, terms, of, scales)
             for name in trainable(self.plan, list(terms)):
                 row = after_training(
-                    next(r for r in self.rows if r.name == name), weights[name], self.metas[name], terms[name], of[name], notes
+                    next(r for r in self.rows if r.name == name),
+                    weights[name],
+                    self.metas[name],
+                    terms[name],
+                    of[name],
+                    notes[name],
                 )
                 self.note(row, [t.meta() for t in terms[name]])
         self.emit(i, terms, {n for n in self.plan.kept if n.startswith(prefix)}, scales)

@@ -143,6 +143,37 @@ def tokens() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def tiny_resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random residual network of three blocks on disk."""
+    from bitwright.zoo.resnet import ResNetForImageClassification
+    from bitwright.zoo.resnet_config import ResNetConfig
+
+    torch.manual_seed(0)
+    model = ResNetForImageClassification(ResNetConfig(width=8, depth=1, image_size=12, num_labels=5))
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            p.data.normal_(0, 0.3)
+    where = tmp_path_factory.mktemp("resnet")
+    model.save_pretrained(where)
+    return where
+
+
+@pytest.fixture(scope="session")
+def pictures() -> Callable[..., Any]:
+    """Smooth random images for `tiny_resnet`."""
+
+    def make(rows: int = 32, seed: int = 0) -> Any:
+        from bitwright.calibrate.images import Images
+
+        gen = torch.Generator().manual_seed(seed)
+        coarse = torch.rand(rows, 3, 4, 4, generator=gen)
+        pixels = 2 * torch.nn.functional.interpolate(coarse, 12, mode="bilinear") - 1
+        return Images(pixels, torch.full((rows,), -1), "smooth noise", "calibration", seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def linears() -> list[tuple[Tensor, Tensor]]:
     """(W, H) of every linear of zoo:lm, H from 16 calibration windows through the float model."""
     import bitwright

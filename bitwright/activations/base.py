@@ -19,7 +19,7 @@ from bitwright.grids.base import Leaf, Params
 class Activation(Protocol):
     @property
     def needs(self) -> tuple[str, ...]:
-        """Statistics that `calibrate` reads: ("range",), or () where nothing is stored."""
+        """The statistic that `calibrate` reads: ("range",) or ("mean-range",), or () where nothing is stored."""
 
     @property
     def leaves(self) -> dict[str, Leaf]:

@@ -36,25 +36,3 @@ class Dynamic:
         parts = layout.split(x.float())
         p = self.grid.fit(parts, None, Kin(shared={name: leaf.expand(len(parts), -1) for name, leaf in stored.items()}))
         return layout.join(self.grid.decode(self.grid.encode(parts, p), p), shape).to(x.dtype)
-
-
-@dataclass(frozen=True)
-class Static:
-    """One set of parameters for all inputs of a matrix, from the range that calibration met."""
-
-    grid: Grid
-    needs = ("range",)
-
-    @property
-    def leaves(self) -> dict[str, Leaf]:
-        return self.grid.leaves
-
-    def refusal(self, inp: int) -> str | None:
-        return None
-
-    def calibrate(self, bounds: Float[Tensor, "2"]) -> Params:
-        return self.grid.fit(bounds[None].float())
-
-    def __call__(self, x: Float[Tensor, "tokens inp"], stored: Params) -> Float[Tensor, "tokens inp"]:
-        line = x.float().reshape(1, -1)
-        return self.grid.decode(self.grid.encode(line, stored), stored).view(x.shape).to(x.dtype)

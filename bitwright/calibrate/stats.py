@@ -106,6 +106,30 @@ class Range:
         return torch.zeros(2) if self.bounds is None else self.bounds
 
 
+@dataclass(eq=False)
+class MeanRange:
+    """Least and largest input of a batch, the mean over batches, [2] fp32: one odd input in one batch moves it little."""
+
+    width: int
+    tokens: int = 0
+    batches: int = 0
+    sum: Tensor | None = None
+    teacher = False
+
+    def add(self, x: Float[Tensor, "tokens inp"], teacher: Float[Tensor, "tokens inp"] | None = None) -> None:
+        self.tokens, self.batches = self.tokens + len(x), self.batches + 1
+        here = torch.stack(torch.aminmax(x.float()))
+        self.sum = here if self.sum is None else self.sum + here
+
+    def merge(self, other: "MeanRange") -> "MeanRange":
+        parts = [part.sum for part in (self, other) if part.sum is not None]
+        total = torch.stack(parts).sum(0) if parts else None
+        return MeanRange(self.width, self.tokens + other.tokens, self.batches + other.batches, total)
+
+    def value(self) -> Float[Tensor, "2"]:
+        return torch.zeros(2) if self.sum is None else self.sum / self.batches
+
+
 def outer(a: Float[Tensor, "2"], b: Float[Tensor, "2"]) -> Float[Tensor, "2"]:
     """The smallest range that holds both."""
     return torch.stack([torch.minimum(a[0], b[0]), torch.maximum(a[1], b[1])])

@@ -81,6 +81,16 @@ class Directory:
         found: dict[str, Tensor] = load_file(self.out / self.shard_name(i))
         return found
 
+    def keep(self) -> None:
+        """Every shard once more in the hidden folder, before what follows replaces them: begun again after an interruption, it
+        finds them as they were."""
+        for i in range(self.number):
+            path = self.out / WORK / f"before-{i}.safetensors"
+            if path.is_file():
+                self.shard(i, load_file(path))
+            else:
+                self.write(path, self.read(i))
+
     def hidden(self, done: int) -> dict[str, Tensor]:
         found: dict[str, Tensor] = load_file(self.out / WORK / f"{done}.safetensors")
         return found

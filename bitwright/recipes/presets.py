@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bitwright.activations.base import Activation
-from bitwright.activations.dynamic import Dynamic, Static
+from bitwright.activations.dynamic import Dynamic
+from bitwright.activations.static import Static
 from bitwright.errors import BadRequest
 from bitwright.grids.base import Grid
 from bitwright.grids.fit import Mse

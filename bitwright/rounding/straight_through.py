@@ -25,16 +25,23 @@ from bitwright.training.scopes import Block, Scope
 
 @dataclass(frozen=True)
 class StraightThrough:
-    """`rate` of the weights, as a share of their mean size; `range_rate` of the logarithms of the ranges (0: they stay)."""
+    """`rate` of the weights, as a share of their mean size; `range_rate` of the logarithms of the ranges (0: they stay);
+    `input_rate` of the ranges of static inputs, as a share of them, where the scope quantizes inputs (0: they stay)."""
 
     rate: float = 1e-3
     range_rate: float = 1e-3
     start: Rounding | JointRounding = Nearest()
+    input_rate: float = 0.0
     scope: Scope = Block()
     training: Training = Training()
 
     def solve(self, problem: Problem) -> Mapping[str, Terms]:
-        return train(problem, {name: Nudged(s, self.rate, self.range_rate) for name, s in problem.subjects.items()}, self.training)
+        for one in problem.inputs.values():
+            one.learn(self.input_rate)
+        found = train(problem, {n: Nudged(s, self.rate, self.range_rate) for n, s in problem.subjects.items()}, self.training)
+        for one in problem.inputs.values():
+            one.learn(0.0)
+        return found
 
 
 class Nudged:

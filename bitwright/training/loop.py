@@ -54,11 +54,13 @@ class Training:
 
 def train(problem: Problem, variables: Mapping[str, Variable], how: Training) -> dict[str, Terms]:
     """The terms of every matrix. Notes in the problem what was gained, or that nothing was."""
-    optimizer = OPTIMIZERS[how.optimizer]([group for v in variables.values() for group in v.groups()])
+    groups = [group for v in variables.values() for group in v.groups()]
+    ranges = problem.inputs.values()
+    optimizer = OPTIMIZERS[how.optimizer](groups + [group for one in ranges for group in one.groups])
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(how, step / max(how.steps, 1)))
     start = {name: subject.start for name, subject in problem.subjects.items()}
     first = least = problem.first
-    best, when = dict(start), 0
+    best, when, bounds = dict(start), 0, [one.now() for one in ranges]
     order = batches(problem.batches, how)
     for step in range(1, how.steps + 1):
         done = step / how.steps
@@ -72,16 +74,23 @@ def train(problem: Problem, variables: Mapping[str, Variable], how: Training) ->
         with torch.no_grad():
             for v in variables.values():
                 v.settle(done)
-            if step == how.steps or step * how.checks // how.steps > (step - 1) * how.checks // how.steps:
+            if checked(how, step):
                 now = {name: v.terms() for name, v in variables.items()}
                 judged = problem.judged(now)
                 if judged < least or (how.keep == "last" and step == how.steps):
-                    best, least, when = now, judged, step
+                    best, least, when, bounds = now, judged, step, [one.now() for one in ranges]
+    for one, kept in zip(ranges, bounds):
+        one.back(kept)
     gained = f"held-out loss {first:.4g} -> {least:.4g}"
     problem.note(
         f"trained {how.steps} steps: {gained}, at step {when}" if when else f"{how.steps} steps did not help: the start is kept"
     )
     return best
+
+
+def checked(how: Training, step: int) -> bool:
+    """Whether what would be stored is judged after this step (from 1)."""
+    return step == how.steps or step * how.checks // how.steps > (step - 1) * how.checks // how.steps
 
 
 def rate(how: Training, done: float) -> float:

@@ -19,6 +19,7 @@ from bitwright.coder import Band, Coder, uncovered
 from bitwright.errors import BadRequest
 from bitwright.terms.base import Json, Terms, decode
 from bitwright.terms.coded import Coded
+from bitwright.training.inputs import Inputs
 
 Weights = Mapping[str, Float[Tensor, "out inp"]]
 
@@ -82,13 +83,15 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """`loss(weights, k)`: a scalar on batch k, differentiable in the weights; `batches` to train on, then `held` to judge by."""
+    """`loss(weights, k)`: a scalar on batch k, differentiable in the weights, and in the ranges of `inputs` that are learned;
+    `batches` to train on, then `held` to judge by."""
 
     subjects: Mapping[str, Subject]
     loss: Callable[[Weights, int], Tensor]
     batches: int
     held: int
     notes: list[str] = field(default_factory=list)
+    inputs: Mapping[str, Inputs] = field(default_factory=dict)  # where the loss quantizes what the matrices multiply
 
     @cached_property
     def first(self) -> float:

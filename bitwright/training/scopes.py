@@ -6,6 +6,9 @@
              ("same"), or the sum of both losses ("both"). Instead of the squared error 1 - cos ("cosine"), or the squared error per
              feature - log |cos| ("angular": PTQ1.61, 2502.13179), angles of whole tokens. `online`: the inputs of the matrices are
              quantized meanwhile, as the recipe does it at run time.
+    layer    the squared error of one matrix's outputs, as a share of their energy, on the inputs that it meets behind the matrices
+             before it in the block, which are trained already. Its target is the float matrix on the same inputs, so that it mends
+             nothing that came before. `online` as above.
     model    KL(float || compressed) of the logits, per token. Holds the whole model in fp32. A share `ambiguous` of it is weighed
              by (H(float) + H(compressed))^gamma, entropies of the token's distributions, of mean one over a batch, without
              gradients: tokens that neither model is sure of count more (DB-LLM, 2402.11960, constants not public; card: db-llm).
@@ -13,7 +16,7 @@
 The last `held` share of the batches is for judging. Scope "one matrix" is rounding/layerwise.py. Cards: flexround, lrq, pv-tuning.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -24,14 +27,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bitwright.activations.base import Activation
 from bitwright.calibrate.stream import Rows, prefix_of, run
 from bitwright.errors import BadRequest
-from bitwright.grids.base import Params
 from bitwright.sites import Site
+from bitwright.training.inputs import Inputs
 from bitwright.training.problem import Problem, Subject, Weights
 
-Online = Mapping[str, tuple[Activation, Params]]
+Online = Mapping[str, Inputs]
 
 
 @runtime_checkable
@@ -49,7 +51,7 @@ class Block:
     online: bool = False
     held: float = 0.125
 
-    def problem(
+    def problems(
         self,
         block: nn.Module,
         sites: Mapping[str, Site],
@@ -58,7 +60,7 @@ class Block:
         number: int,
         subjects: Mapping[str, Subject],
         online: Online,
-    ) -> Problem:
+    ) -> Iterator[Problem]:
         """`before`: the rows of both lanes as they enter the block; `after`: what the float block makes of the float rows."""
         names, dice = named(block, sites), torch.Generator().manual_seed(0)
         calls = [r.calls[number] for r in before]
@@ -86,7 +88,7 @@ class Block:
                 found = out(weights, entering(k), k)
             return torch.stack([self.apart(found, goal[k]) for goal in goals]).sum()
 
-        return Problem(subjects, loss, *shares(len(before), self.held))
+        yield Problem(subjects, loss, *shares(len(before), self.held), inputs=quantizers)
 
     def apart(self, found: Float[Tensor, "*t d"], goal: Float[Tensor, "*t d"]) -> Float[Tensor, ""]:
         squared = (found - goal).square()
@@ -94,6 +96,61 @@ class Block:
             return squared.sum(-1).mean()
         cosine = nn.functional.cosine_similarity(found, goal, dim=-1)
         return 1 - cosine.mean() if self.loss == "cosine" else squared.mean() - cosine.abs().clamp_min(1e-6).log().mean()
+
+
+@dataclass(frozen=True)
+class Layer:
+    online: bool = False
+    held: float = 0.125
+
+    def problems(
+        self,
+        block: nn.Module,
+        sites: Mapping[str, Site],
+        before: Sequence[Rows],
+        after: Sequence[Tensor],
+        number: int,
+        subjects: Mapping[str, Subject],
+        online: Online,
+    ) -> Iterator[Problem]:
+        """One for every matrix. The block holds what is stored so far, and what was found for one before the next is asked for."""
+        quantizers = online if self.online else {}
+        for name, site in sites.items():
+            with torch.no_grad(), quantized(sites, {n: q for n, q in quantizers.items() if n != name}):
+                seen = [entered(site.module, block, r, number) for r in before]
+            own = {name: quantizers[name]} if name in quantizers else {}
+            yield Problem({name: subjects[name]}, alone(site, subjects[name], seen, own), *shares(len(seen), self.held), inputs=own)
+
+
+def alone(site: Site, subject: Subject, seen: Sequence[Tensor], own: Online) -> Callable[[Weights, int], Tensor]:
+    """The loss of one matrix on its inputs."""
+
+    def output(W: Tensor, x: Tensor) -> Tensor:
+        found: Tensor = Replaced(site.module, {"weight": site.shaped(W)})(x)
+        return found
+
+    with torch.no_grad():
+        goals = [output(subject.W, x) for x in seen]
+        nothing = output(torch.zeros_like(subject.W), seen[0][:1])  # the bias
+        energy = torch.stack([(goal - nothing).square().mean() for goal in goals]).mean().clamp_min(1e-12)
+
+    def loss(weights: Weights, k: int) -> Tensor:
+        (W,) = weights.values()
+        x = own[site.name](seen[k]) if own else seen[k]
+        return (output(W, x) - goals[k]).square().mean() / energy
+
+    return loss
+
+
+def entered(module: nn.Module, block: nn.Module, rows: Rows, number: int) -> Tensor:
+    """What a module of a block is called on."""
+    found: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, args: found.append(args[0].detach()))
+    try:
+        run(block, rows.hidden, rows.calls[number])
+    finally:
+        handle.remove()
+    return found[0]
 
 
 @dataclass(frozen=True)
@@ -152,7 +209,7 @@ def shares(count: int, held: float) -> tuple[int, int]:
     """Batches to train on, and to judge by. Raises BadRequest where there are too few for both."""
     judged = ceil(held * count)
     if count - judged < 1:
-        raise BadRequest(f"A trained rounding needs two batches of calibration rows or more, not {count}; give more --samples.")
+        raise BadRequest(f"What is trained needs two batches of calibration rows or more, not {count}; give more --samples.")
     return count - judged, judged
 
 
@@ -164,15 +221,10 @@ def entropy(log_p: Float[Tensor, "*t v"]) -> Float[Tensor, "*t"]:
 def quantized(sites: Mapping[str, Site], online: Online) -> Iterator[None]:
     """The inputs of these matrices quantized, with the gradient straight through."""
 
-    def hook(part: Activation, stored: Params) -> Any:
-        def quantize(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            x = args[0]
-            y = part(x.detach().reshape(-1, x.shape[-1]), stored).view(x.shape)
-            return (x + (y - x.detach()), *args[1:])
+    def hook(quantize: Inputs) -> Any:
+        return lambda module, args: (quantize(args[0]), *args[1:])
 
-        return quantize
-
-    handles = [sites[name].module.register_forward_pre_hook(hook(*told)) for name, told in online.items()]
+    handles = [sites[name].module.register_forward_pre_hook(hook(told)) for name, told in online.items()]
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 import errno
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ import torch
 from safetensors.torch import load_file
 
 from bitwright import recipes
+from bitwright.corrections.bias import Biases
+from bitwright.corrections.norm_stats import NormStatistics
 from bitwright.errors import BadRequest
 from bitwright.export import resumable
 from bitwright.job import compress
 from bitwright.road import Road
+from bitwright.rounding.straight_through import StraightThrough
+from bitwright.training.loop import Training
+from bitwright.training.scopes import Model
 
 
 def files(out: Path) -> dict[str, torch.Tensor]:
@@ -56,6 +62,27 @@ def test_a_disk_that_is_full_at_any_write_is_told_and_resumed(
         assert not list(out.rglob("*.partial"))
         compress(tiny_llama(), recipe, tokens(), out=out, resume=True)
         assert same(files(out), files(tmp_path / "whole"))
+
+
+def test_steps_over_the_whole_model_are_repeated_from_where_the_road_ended(
+    tiny_resnet: Path, pictures: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Roundings of the whole model, then finishes: each rewrites shards, none may begin with what it wrote itself."""
+    how, count = Training(steps=4, keep="last"), [0]
+    recipe = replace(recipes.rtn(3, group=None), rounding=StraightThrough(0.1, 0.1, scope=Model(), training=how))
+    recipe = replace(recipe, after=(NormStatistics(), Biases(0.01, how)))
+    monkeypatch.setattr(resumable, "save_file", full_at(0, resumable.save_file, count))
+    _, report = compress(tiny_resnet, recipe, pictures(), out=tmp_path / "whole", batch=8)
+    monkeypatch.undo()
+    assert len(report.notes) == 2 and not any("dropped" in note for note in report.notes)
+    for number in range(1, count[0] + 1):
+        out = tmp_path / str(number)
+        monkeypatch.setattr(resumable, "save_file", full_at(number, resumable.save_file, [0]))
+        with pytest.raises(BadRequest, match=r"disk is full.*--resume"):
+            compress(tiny_resnet, recipe, pictures(), out=out, batch=8)
+        monkeypatch.undo()
+        compress(tiny_resnet, recipe, pictures(), out=out, batch=8, resume=True)
+        assert same(files(out), files(tmp_path / "whole")), number
 
 
 def test_a_disk_that_is_full_at_the_very_end_is_resumed(tiny_llama: Any, tokens: Any, tmp_path: Path, monkeypatch: Any) -> None:

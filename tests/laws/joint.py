@@ -24,7 +24,7 @@ from bitwright.terms.base import decode
 from bitwright.training.loop import Training
 from bitwright.training.problem import Subject
 from bitwright.training.ranges import Ranges
-from bitwright.training.scopes import Block, Model, shares
+from bitwright.training.scopes import Block, Layer, Model, shares
 
 ALL = pytest.mark.parametrize("joint", joints(fixed=False), ids=lambda j: type(j).__name__)
 
@@ -135,7 +135,9 @@ def test_what_cannot_be_trained_is_refused_in_words(problem):
 
 
 @ALL
-@pytest.mark.parametrize("scope", [Block(), Model(), Block("mixed", "same", "cosine")], ids=["block", "model", "mixed"])
+@pytest.mark.parametrize(
+    "scope", [Block(), Model(), Block("mixed", "same", "cosine"), Layer()], ids=["block", "model", "mixed", "layer"]
+)
 def test_a_model_goes_the_road_and_its_held_out_loss_does_not_rise(joint: Any, scope: Any, tiny_llama, tokens):
     short = retrained(dataclasses.replace(joint, scope=scope), steps=4)
     recipe = Recipe(Integer(4), Layout(1, 32), short, rules=(Rule("re:.*down_proj", rounding=Nearest()),), name="joint")

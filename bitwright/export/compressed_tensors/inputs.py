@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from bitwright.activations.base import Activation
-from bitwright.activations.dynamic import Dynamic, Static
+from bitwright.activations.dynamic import Dynamic
+from bitwright.activations.static import Static
 from bitwright.errors import BadRequest
 from bitwright.grids.base import Params
 from bitwright.grids.integer import Integer
