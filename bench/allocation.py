@@ -3,15 +3,18 @@
 zoo:lm, GPTQ on integers in groups of 64, 128 x 512 calibration tokens, KL on 96 x 512 held-out tokens. Uniform may choose its group
 and its levels by the very KL that is reported. Also measured: bytes of twenty budgets, seconds of scoring and of a second budget.
 
-    python bench/allocation.py      about ten minutes on two cores; JSON goes to bench/results/
+    python bench/allocation.py [--workers 4]      about fifteen minutes on two cores; JSON goes to bench/results/
 """
 
+import argparse
 import datetime
 import json
 import platform
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +83,32 @@ def uniform(run: Run, budget: float) -> dict[str, Any]:
     return min(found, key=lambda f: f["kl"])
 
 
+def at_budget(budget: float) -> list[dict[str, Any]]:
+    """Every way at one budget, on statistics of its own."""
+    torch.set_num_threads(2)
+    run, base = Run(), recipes.gptq(group=64)
+    rows = {"uniform": uniform(run, budget)}
+    for name, how in WAYS.items():
+        rows[name] = run(replace(base, budget=budget, allocation=how))
+    for name in ("baq", "cvxq"):
+        rows[name] = run(replace(recipes.get(name)(), budget=budget))
+    rows["cvxq, Gram"] = run(replace(recipes.cvxq(sensitivity="gram"), budget=budget))
+    rows["baq, one pool"] = run(replace(recipes.baq(pool=True), budget=budget))
+    rows["baq improved"] = run(replace(recipes.baq(improved=True), budget=budget))
+    at = rows["uniform"]["bpw"]
+    rows["integer program at uniform's bytes"] = run(replace(base, budget=at, allocation=IntegerProgram()))
+    rows[WITH_GROUPS] = run(replace(base, budget=at, allocation=IntegerProgram(), menu=GROUPED))
+    for name, row in rows.items():
+        share = row["kl"] / rows["uniform"]["kl"]
+        told = f"{row['bpw']:.3f} bits  KL {row['kl']:.4f}  {share:.3f} of uniform  {row['seconds']:6.1f} s"
+        print(f"{budget:5} {name:36} {told}", flush=True)
+    return [{"budget": budget, "way": name, **row} for name, row in rows.items()]
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=1, help="budgets side by side, two threads each")
+    args = parser.parse_args()
     torch.set_num_threads(2)
     run = Run()
     base = recipes.gptq(group=64)
@@ -90,24 +118,8 @@ def main() -> None:
     second = run(replace(base, budget=2.5, allocation=IntegerProgram(), menu=five), "five", False)["seconds"]
     print(f"one width {one:.1f} s, five scored and one written {scoring:.1f} s ({scoring / one:.2f})", flush=True)
     print(f"a second budget {second:.1f} s ({second / scoring:.3f})", flush=True)
-    table = []
-    for budget in BUDGETS:
-        rows = {"uniform": uniform(run, budget)}
-        for name, how in WAYS.items():
-            rows[name] = run(replace(base, budget=budget, allocation=how))
-        for name in ("baq", "cvxq"):
-            rows[name] = run(replace(recipes.get(name)(), budget=budget))
-        rows["cvxq, Gram"] = run(replace(recipes.cvxq(sensitivity="gram"), budget=budget))
-        rows["baq, one pool"] = run(replace(recipes.baq(pool=True), budget=budget))
-        rows["baq improved"] = run(replace(recipes.baq(improved=True), budget=budget))
-        at = rows["uniform"]["bpw"]
-        rows["integer program at uniform's bytes"] = run(replace(base, budget=at, allocation=IntegerProgram()))
-        rows[WITH_GROUPS] = run(replace(base, budget=at, allocation=IntegerProgram(), menu=GROUPED))
-        for name, row in rows.items():
-            table.append({"budget": budget, "way": name, **row})
-            share = row["kl"] / rows["uniform"]["kl"]
-            told = f"{row['bpw']:.3f} bits  KL {row['kl']:.4f}  {share:.3f} of uniform  {row['seconds']:6.1f} s"
-            print(f"{budget:5} {name:36} {told}", flush=True)
+    with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
+        table = [row for rows in pool.map(at_budget, BUDGETS) for row in rows]
     recipe = replace(base, budget=3.0, allocation=IntegerProgram())
     job = Job.of(MODEL, recipe, None)
     menu = Menu.of(job.source, recipe, job.plan.wiring, job.form, False)

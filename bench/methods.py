@@ -11,6 +11,7 @@ import argparse
 import inspect
 import json
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,14 @@ def dense(model: torch.nn.Module, source: Any, device: str) -> torch.nn.Module:
     return plain.to(device)
 
 
+def forget_peaks() -> None:
+    """The high-water marks of the process (Linux) and of the card begin anew."""
+    with suppress(OSError):  # where it may not be written, the peak is that of all runs so far
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="zoo:lm")
@@ -93,6 +102,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--judge", type=int, default=96)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--texts", default="", help="files; perplexity and KL on 32 windows of each are added")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("methods.jsonl"))
     args = parser.parse_args()
@@ -100,6 +110,12 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(locate(args.model))
     judge = text_windows(args.model, "stdlib", args.judge, LENGTH, "evaluation")
     base = Baseline.of(whole(source).to(args.device), judge, tokenizer, batch=16)
+    others = {
+        Path(text).stem: Baseline.of(
+            whole(source).to(args.device), text_windows(args.model, text, 32, LENGTH, "evaluation"), batch=16, noise_floor=False
+        )
+        for text in filter(None, args.texts.split(","))
+    }
     done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
     finished = {(row["case"], row["budget"], row["seed"]) for row in done}
     cases = [case.replace(";", ",") for case in args.cases.split(",")]
@@ -109,11 +125,15 @@ def main() -> None:
                 if (case, budget, seed) in finished:
                     continue
                 text = bitwright.calibration(args.model, samples=args.samples, seed=seed)
+                forget_peaks()
                 begun = time.perf_counter()
                 recipe = recipe_of(case, budget)
                 model, report = bitwright.compress(args.model, recipe, text, device=args.device, batch=args.batch)
                 seconds = time.perf_counter() - begun
-                found = evaluate(dense(model, source, args.device), base, batch=16)
+                card = torch.cuda.max_memory_allocated() if args.device != "cpu" else 0
+                plain = dense(model, source, args.device)
+                found = evaluate(plain, base, batch=16)
+                read = {name: evaluate(plain, other, batch=16) for name, other in others.items()}
                 kl = found.divergence.kl
                 row = {
                     "case": case, "budget": budget, "seed": seed, "bpw": report.bpw_linears, "bytes": report.bytes, "kl": kl.value,
@@ -121,7 +141,9 @@ def main() -> None:
                     "ppl": found.perplexity.other.value, "ppl_base": found.perplexity.base.value,
                     "same_top": found.divergence.same_top.value,
                     "flips": {task.name: asdict(task.flips) for task in found.tasks if task.flips},
-                    "seconds": seconds, "peak": report.peak, "device": args.device, "window_kl": list(found.window_kl),
+                    "texts": {n: {"ppl": r.perplexity.other.value, "kl": r.divergence.kl.value} for n, r in read.items()},
+                    "seconds": seconds, "peak": report.peak, "peak_card": card, "device": args.device,
+                    "window_kl": list(found.window_kl),
                     "notes": list(report.fallbacks[:2]),
                 }  # fmt: skip
                 with args.out.open("a") as file:
