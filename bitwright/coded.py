@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bitwright.activations import base as activations
 from bitwright.activations.base import Activation
+from bitwright.activations.static import Static
 from bitwright.kernels import dispatch
 from bitwright.kernels.packed import Packed
 from bitwright.patches import Patches, patches
@@ -152,7 +153,8 @@ class CodedLinear(CodedModule):
 class CodedConv(CodedModule):
     """A convolution of x, [n, channels, *places] to [n, out, *places], in the type of x.
 
-    Its few weights meet many places, so decoding them costs less than unfolding x; that is done where x is quantized, as patches.
+    Its few weights meet many places, so decoding them costs less than unfolding x; that is done where every patch is quantized by
+    itself. One range for all inputs is applied before x is padded, as engines do it.
     """
 
     def __init__(
@@ -170,7 +172,9 @@ class CodedConv(CodedModule):
     def forward(self, x: Float[Tensor, "n channels *places"]) -> Float[Tensor, "n out *placed"]:
         stored = self._parameters["bias"]
         bias = None if stored is None else stored.to(x.dtype)
-        if self.inputs is None:
+        if self.inputs is not None and isinstance(self.inputs.part, Static):
+            x = straight(self.inputs, x.flatten(1)).view(x.shape)
+        if self.inputs is None or isinstance(self.inputs.part, Static):
             return self.patches.convolved(x, self.weight.to(x.dtype), bias)
         y = self.patches.joined(self.product(self.patches.tokens(x)), x)
         return y if bias is None else y + bias.view(-1, *(1 for _ in self.patches.kernel))
