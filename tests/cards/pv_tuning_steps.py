@@ -5,7 +5,7 @@ from math import ceil
 
 import pytest
 import torch
-from matrices import INP, OUT, fitted, same
+from matrices import INP, OUT, fitted, known, same
 
 import bitwright
 from bitwright import recipes
