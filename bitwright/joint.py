@@ -23,7 +23,7 @@ from bitwright.sites import Site
 from bitwright.terms.base import Json, Terms, decode, stored_bits
 from bitwright.training.inputs import Inputs
 from bitwright.training.problem import Problem, Subject
-from bitwright.training.scopes import Block, Layer, Model
+from bitwright.training.scopes import Block, Layer, Model, Standing
 
 
 def of_block(plan: Plan) -> tuple[JointRounding, ...]:
@@ -60,7 +60,6 @@ def train_block(
     names = trainable(plan, list(terms))
     if not names:
         return dict(terms), dict(scales), {}
-    after = [r.teacher for r in stream if r.teacher is not None]
     inputs = {name: part for name in names if (part := plan.sites[name].inputs) is not None}
     online = {
         name: Inputs(part, scales.get(name, {}), known[name][part.needs[0]] if part.needs else None)
@@ -71,11 +70,12 @@ def train_block(
     if len(online) < len(inputs) and any(getattr(joint.scope, "online", False) for joint in joints):
         for told in notes.values():
             told.append("inputs of convolutions are not quantized while training")
+    after = [r.teacher for r in stream if r.teacher is not None]
+    at = Standing(block, number, {n: here[n] for n in names}, before, after, online)
     for joint in joints:
         scope: Any = joint.scope
         subjects = {name: Subject(weights[name], found[name], known[name]) for name in names}
-        chosen = {n: here[n] for n in names}
-        for problem in scope.problems(block, chosen, before, after, number, subjects, online):
+        for problem in scope.problems(at, subjects):
             solved = joint.solve(problem)
             found |= solved
             for name in solved:

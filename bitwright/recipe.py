@@ -98,9 +98,8 @@ class Recipe:
         """Statistics that any part of it reads; empty: it works without data."""
         recipes = [self, *(r for rule in (*self.rules, *self.menu) if (r := self.under(rule)))]
         parts: list[Any] = [part for r in recipes for part in (r.alone, r.grid, *r.corrections, r.activations) if part is not None]
-        walked = (
-            {"gram"} if self.joint or self.after else set()
-        )  # it needs data in any case, and what they say of single matrices is reported
+        # what is trained needs data in any case; second moments let the report say what single matrices lose
+        walked = {"gram"} if self.joint or self.after else set()
         return tuple(sorted({need for part in parts for need in part.needs} | walked))
 
     def with_levels(self, levels: int) -> "Recipe":

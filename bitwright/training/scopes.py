@@ -36,6 +36,19 @@ from bitwright.training.problem import Problem, Subject, Weights
 Online = Mapping[str, Inputs]
 
 
+@dataclass(frozen=True, eq=False)
+class Standing:
+    """Where the road stands: block `number`, its matrices, the rows of both lanes as they enter it (`before`), what the float block
+    makes of the float rows (`after`), and what quantizes the inputs of its matrices while the model runs (`online`)."""
+
+    block: nn.Module
+    number: int
+    sites: Mapping[str, Site]
+    before: Sequence[Rows]
+    after: Sequence[Tensor]
+    online: Online
+
+
 @runtime_checkable
 class Scope(Protocol):
     @property
@@ -51,44 +64,34 @@ class Block:
     online: bool = False
     held: float = 0.125
 
-    def problems(
-        self,
-        block: nn.Module,
-        sites: Mapping[str, Site],
-        before: Sequence[Rows],
-        after: Sequence[Tensor],
-        number: int,
-        subjects: Mapping[str, Subject],
-        online: Online,
-    ) -> Iterator[Problem]:
-        """`before`: the rows of both lanes as they enter the block; `after`: what the float block makes of the float rows."""
-        names, dice = named(block, sites), torch.Generator().manual_seed(0)
-        calls = [r.calls[number] for r in before]
+    def problems(self, at: Standing, subjects: Mapping[str, Subject]) -> Iterator[Problem]:
+        """One: of all matrices together."""
+        names, dice = named(at.block, at.sites), torch.Generator().manual_seed(0)
         float_weights = {name: s.W for name, s in subjects.items()}
-        quantizers = online if self.online else {}
+        quantizers = at.online if self.online else {}
 
         def out(weights: Weights, x: Tensor, k: int) -> Tensor:
-            return run(Replaced(block, shaped(sites, names, weights)), x, calls[k])
+            return run(Replaced(at.block, shaped(at.sites, names, weights)), x, at.before[k].calls[at.number])
 
         def entering(k: int) -> Tensor:
-            ours, theirs = before[k].hidden, before[k].teacher
+            ours, theirs = at.before[k].hidden, at.before[k].teacher
             assert theirs is not None
             if self.inputs == "mixed":
                 return torch.where(torch.rand(ours.shape, generator=dice).to(ours.device) < 0.5, ours, theirs)
             return ours if self.inputs == "compressed" else theirs
 
-        goals = [] if self.targets == "same" else [after]
+        goals = [] if self.targets == "same" else [at.after]
         if self.targets != "float":
             with torch.no_grad():
-                lane = [r.teacher if self.inputs == "float" else r.hidden for r in before]
+                lane = [r.teacher if self.inputs == "float" else r.hidden for r in at.before]
                 goals.append([out(float_weights, x, k) for k, x in enumerate(lane) if x is not None])
 
         def loss(weights: Weights, k: int) -> Tensor:
-            with quantized(sites, quantizers):
+            with quantized(at.sites, quantizers):
                 found = out(weights, entering(k), k)
             return torch.stack([self.apart(found, goal[k]) for goal in goals]).sum()
 
-        yield Problem(subjects, loss, *shares(len(before), self.held), inputs=quantizers)
+        yield Problem(subjects, loss, *shares(len(at.before), self.held), inputs=quantizers)
 
     def apart(self, found: Float[Tensor, "*t d"], goal: Float[Tensor, "*t d"]) -> Float[Tensor, ""]:
         squared = (found - goal).square()
@@ -103,21 +106,12 @@ class Layer:
     online: bool = False
     held: float = 0.125
 
-    def problems(
-        self,
-        block: nn.Module,
-        sites: Mapping[str, Site],
-        before: Sequence[Rows],
-        after: Sequence[Tensor],
-        number: int,
-        subjects: Mapping[str, Subject],
-        online: Online,
-    ) -> Iterator[Problem]:
+    def problems(self, at: Standing, subjects: Mapping[str, Subject]) -> Iterator[Problem]:
         """One for every matrix. The block holds what is stored so far, and what was found for one before the next is asked for."""
-        quantizers = online if self.online else {}
-        for name, site in sites.items():
-            with torch.no_grad(), quantized(sites, {n: q for n, q in quantizers.items() if n != name}):
-                seen = [entered(site.module, block, r, number) for r in before]
+        quantizers = at.online if self.online else {}
+        for name, site in at.sites.items():
+            with torch.no_grad(), quantized(at.sites, {n: q for n, q in quantizers.items() if n != name}):
+                seen = [entered(site.module, at.block, r, at.number) for r in at.before]
             own = {name: quantizers[name]} if name in quantizers else {}
             yield Problem({name: subjects[name]}, alone(site, subjects[name], seen, own), *shares(len(seen), self.held), inputs=own)
 
