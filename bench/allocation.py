@@ -14,6 +14,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,9 @@ def uniform(run: Run, budget: float) -> dict[str, Any]:
     return min(found, key=lambda f: f["kl"])
 
 
-def at_budget(budget: float) -> list[dict[str, Any]]:
+def at_budget(budget: float, threads: int) -> list[dict[str, Any]]:
     """Every way at one budget, on statistics of its own."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     run, base = Run(), recipes.gptq(group=64)
     rows = {"uniform": uniform(run, budget)}
     for name, how in WAYS.items():
@@ -107,7 +108,8 @@ def at_budget(budget: float) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=1, help="budgets side by side, two threads each")
+    parser.add_argument("--workers", type=int, default=1, help="budgets side by side")
+    parser.add_argument("--threads", type=int, default=2, help="of each of them")
     args = parser.parse_args()
     torch.set_num_threads(2)
     run = Run()
@@ -119,7 +121,7 @@ def main() -> None:
     print(f"one width {one:.1f} s, five scored and one written {scoring:.1f} s ({scoring / one:.2f})", flush=True)
     print(f"a second budget {second:.1f} s ({second / scoring:.3f})", flush=True)
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
-        table = [row for rows in pool.map(at_budget, BUDGETS) for row in rows]
+        table = [row for rows in pool.map(partial(at_budget, threads=args.threads), BUDGETS) for row in rows]
     recipe = replace(base, budget=3.0, allocation=IntegerProgram())
     job = Job.of(MODEL, recipe, None)
     menu = Menu.of(job.source, recipe, job.plan.wiring, job.form, False)

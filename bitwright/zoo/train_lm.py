@@ -108,12 +108,12 @@ def encode(text: Path, tokenizer_file: Path) -> Int[np.ndarray, " tokens"]:
 # ---- model and loss -------------------------------------------------------------------------------------------------
 
 
-def new_model(seed: int):
+def new_model(seed: int, changes: dict[str, Any]):
     """A randomly initialised LlamaForCausalLM, fp32; what writes into the residual starts √(2 layers) smaller."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**ARCHITECTURE))
+    model = LlamaForCausalLM(LlamaConfig(**ARCHITECTURE | changes))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -158,7 +158,7 @@ def rate(progress: float, step: int, peak: float, warm: int, decay: float) -> fl
 def train(args: argparse.Namespace) -> None:
     """Train until `steps` or `seconds` is used up, whichever the run is nearer to; the schedule follows that clock."""
     device = torch.device(args.device)
-    model = new_model(args.seed).to(device)
+    model = new_model(args.seed, args.changes).to(device)
     torch.set_float32_matmul_precision("high")
     stream = torch.from_numpy(np.load(args.ids).astype(np.int32)).to(device)
     valid = {
@@ -172,7 +172,7 @@ def train(args: argparse.Namespace) -> None:
     matrices, vectors = [w for w in weights if w.dim() == 2], [w for w in weights if w.dim() != 2]
     groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), eps=1e-10, fused=device.type == "cuda")
-    average = new_model(args.seed).to(device).eval()
+    average = new_model(args.seed, args.changes).to(device).eval()
     average.load_state_dict(model.state_dict())
 
     def measure(candidate) -> dict[str, float]:
@@ -215,7 +215,7 @@ def train(args: argparse.Namespace) -> None:
                 if sum(losses.values()) < lowest:
                     lowest, shipped = sum(losses.values()), {"step": step, "weights": weights_of, "valid": losses}
                     export(candidate, args.model)
-            settings = {name: getattr(args, name) for name in (*RECIPE, "steps", "seconds")}
+            settings = {name: getattr(args, name) for name in (*RECIPE, "steps", "seconds", "changes")}
             record = {"settings": settings, "device": device_name, "train_tokens": len(stream), "shipped": shipped}
             (args.model / "training.json").write_text(json.dumps(record | {"log": log}, indent=1) + "\n")
             recent.clear()
@@ -224,9 +224,7 @@ def train(args: argparse.Namespace) -> None:
 
 def export(model, directory: Path) -> None:
     """Write bf16 weights and configuration into the model directory, beside its tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    shipped = LlamaForCausalLM(LlamaConfig(**ARCHITECTURE)).bfloat16()
+    shipped = type(model)(model.config).bfloat16()
     shipped.load_state_dict({name: value.to("cpu", torch.bfloat16) for name, value in model.state_dict().items()})
     shipped.save_pretrained(directory)
     (directory / "model.safetensors").chmod(0o644)
@@ -276,6 +274,7 @@ def main() -> None:
     job.add_argument("--device", default="cuda")
     job.add_argument("--steps", type=int, default=10**9)
     job.add_argument("--seconds", type=float, default=1e9)
+    job.add_argument("--changes", type=json.loads, default={}, help='of the architecture, e.g. {"hidden_size": 512}')
     for name, default in RECIPE.items():
         job.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     job = jobs.add_parser("evaluate", help="perplexity of the exported weights, and samples")
