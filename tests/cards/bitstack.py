@@ -151,3 +151,18 @@ def test_a_stack_is_an_allocation() -> None:
 
 
 # --- 3. any size -------------------------------------------------------------------------------------------------------------
+
+
+# --- zoo:lm ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.acceptance
+def test_on_every_linear_the_residual_falls_and_plain_svd_is_beaten(linears: list[tuple[Tensor, Tensor]]) -> None:
+    """Real weights do no worse than Gaussian ones of their shape."""
+    for W, H in linears:
+        terms = built(W, H, BitStack(8))
+        left = scaled(W, H, terms)
+        assert all(after < before for before, after in pairwise(left))
+        assert all(left[i] < plain_svd(W, H, stored_bits(terms[: i + 1])) for i in range(8))
+        noise = torch.randn_like(W)
+        assert left[0] <= 1.03 * scaled(noise, torch.eye(W.shape[1]), built(noise, torch.eye(W.shape[1]), BitStack(1)))[0]
