@@ -80,7 +80,7 @@ def loop(form: str, deep: bool) -> Any:
                     at, to = start // BLOCK, (start + here + BLOCK - 1) // BLOCK
                     if vector:
                         base, own, out = data.ctypes.data, tables.ctypes.data + q * table, sums_.ctypes.data
-                        if to - at == TILE:
+                        if q > 0 and to - at == TILE:
                             sums(form, deep, TILE, base + at * size, pairs, own, group, out)
                         else:
                             for b in range(at, to):

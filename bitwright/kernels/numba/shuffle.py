@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 
 I8, I16, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(64)
 LANES = 32
+AHEAD = 8192  # bytes
 
 
 class Form(NamedTuple):
@@ -122,6 +123,8 @@ class Tile(NamedTuple):
         at, size = builder.mul(p, I64(LANES)), builder.mul(rows, I64(LANES))
         low, high = (self.load(builder, tables, at, *more) for more in ((), (size,)))
         found = []
+        if self.blocks == 1:
+            self.fetch(builder, data, at)
         for b in range(self.blocks):
             codes = self.load(builder, data, at, builder.mul(size, I64(b)))
             first = self.form.look(builder, low, builder.and_(codes, splat(self.bytes, 15)))
@@ -133,6 +136,14 @@ class Tile(NamedTuple):
         for offset in more:
             address = builder.add(address, offset)
         return builder.load(builder.inttoptr(address, self.bytes.as_pointer()), align=1)
+
+    def fetch(self, builder: Any, data: Any, at: Any) -> None:
+        """Ask for codes that are read soon; the address need not be there."""
+        pointer, number = I8.as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        address = builder.inttoptr(builder.add(builder.add(data, at), I64(AHEAD)), pointer)
+        builder.call(call, [address, number(0), number(3), number(1)])
 
     def widen(self, builder: Any, pair: Any, summed: Any) -> None:
         word = builder.bitcast(summed, self.words)
@@ -172,3 +183,4 @@ def popcount(typing: Any, word: Any) -> Any:
         return builder.ctpop(arguments[0])
 
     return word(word), emit
+
