@@ -39,9 +39,11 @@ KMEANS = {
     "reference": ("bitwright.kernels.reference", None),
 }
 SCAN: dict[str, tuple[str, str | None]] = {  # called by kernels/scanning.py, which checks and rounds what they take
+    "numba": ("bitwright.kernels.numba.scan", "cpu"),
     "reference": ("bitwright.kernels.scan_reference", None),
 }
 HAMMING: dict[str, tuple[str, str | None]] = {
+    "numba": ("bitwright.kernels.numba.hamming", "cpu"),
     "reference": ("bitwright.kernels.scan_reference", None),
 }
 ENTRIES = {

@@ -80,11 +80,14 @@ def loop(form: str, deep: bool) -> Any:
                     at, to = start // BLOCK, (start + here + BLOCK - 1) // BLOCK
                     if vector:
                         base, own, out = data.ctypes.data, tables.ctypes.data + q * table, sums_.ctypes.data
-                        if q > 0 and to - at == TILE:
-                            sums(form, deep, TILE, base + at * size, pairs, own, group, out)
+                        if q == 0 and to - at == TILE:  # memory is read: two streams are as many as it likes
+                            for b in (0, 2):
+                                sums(form, deep, 2, True, base + (at + b) * size, pairs, own, group, out + 2 * BLOCK * b)
+                        elif to - at == TILE:
+                            sums(form, deep, TILE, False, base + at * size, pairs, own, group, out)
                         else:
                             for b in range(at, to):
-                                sums(form, deep, 1, base + b * size, pairs, own, group, out + 2 * BLOCK * (b - at))
+                                sums(form, deep, 1, False, base + b * size, pairs, own, group, out + 2 * BLOCK * (b - at))
                     else:
                         plain(data[at:to], tables[q], sums_)
                     if len(factor) == 0:

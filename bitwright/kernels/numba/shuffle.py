@@ -17,7 +17,6 @@ from numba.extending import intrinsic
 
 I8, I16, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(64)
 LANES = 32
-AHEAD = 8192  # bytes
 
 
 class Form(NamedTuple):
@@ -66,25 +65,26 @@ def splat(kind: Any, value: int) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def sums(typing: Any, form: Any, deep: Any, blocks: Any, data: Any, rows: Any, tables: Any, group: Any, out: Any) -> Any:
+def sums(typing: Any, form: Any, deep: Any, blocks: Any, ahead: Any, data: Any, rows: Any, tables: Any, group: Any, out: Any) -> Any:
     """16-bit sums of neighbouring blocks of codes; `form`, `deep` and `blocks` are known to the compiler, addresses are integers.
 
     tables [2, rows, 32]: those of the low nibbles, then those of the high ones. Deep: `group` rows fit 8 bits together.
     """
-    tile = Tile(FORMS[form.literal_value], deep.literal_value, blocks.literal_value) if form.literal_value in FORMS else None
+    tile = Tile(FORMS[form.literal_value], deep.literal_value, blocks.literal_value, ahead.literal_value) if form.literal_value in FORMS else None
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if tile:
-            tile.emit(builder, *arguments[3:])
+            tile.emit(builder, *arguments[4:])
         return context.get_dummy_value()
 
-    return types.void(form, deep, blocks, *[types.int64] * 5), emit
+    return types.void(form, deep, blocks, ahead, *[types.int64] * 5), emit
 
 
 class Tile(NamedTuple):
     form: Form
     deep: bool
     blocks: int
+    ahead: bool
 
     @property
     def bytes(self) -> Any:
@@ -123,8 +123,9 @@ class Tile(NamedTuple):
         at, size = builder.mul(p, I64(LANES)), builder.mul(rows, I64(LANES))
         low, high = (self.load(builder, tables, at, *more) for more in ((), (size,)))
         found = []
-        if self.blocks == 1:
-            self.fetch(builder, data, at)
+        if self.ahead:
+            for line in range(0, self.blocks * self.form.lanes, 64):
+                self.fetch(builder, data, builder.mul(builder.add(size, at), I64(self.blocks)), I64(line))
         for b in range(self.blocks):
             codes = self.load(builder, data, at, builder.mul(size, I64(b)))
             first = self.form.look(builder, low, builder.and_(codes, splat(self.bytes, 15)))
@@ -137,13 +138,14 @@ class Tile(NamedTuple):
             address = builder.add(address, offset)
         return builder.load(builder.inttoptr(address, self.bytes.as_pointer()), align=1)
 
-    def fetch(self, builder: Any, data: Any, at: Any) -> None:
+    def fetch(self, builder: Any, address: Any, *more: Any) -> None:
         """Ask for codes that are read soon; the address need not be there."""
         pointer, number = I8.as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
         call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        address = builder.inttoptr(builder.add(builder.add(data, at), I64(AHEAD)), pointer)
-        builder.call(call, [address, number(0), number(3), number(1)])
+        for offset in more:
+            address = builder.add(address, offset)
+        builder.call(call, [builder.inttoptr(address, pointer), number(0), number(3), number(1)])
 
     def widen(self, builder: Any, pair: Any, summed: Any) -> None:
         word = builder.bitcast(summed, self.words)
