@@ -13,8 +13,8 @@ from jaxtyping import Float, UInt8
 from numba import njit
 from torch import Tensor
 
-from bitwright.kernels.numba.shuffle import FORMS, forms, single, sums
 from bitwright.kernels.numba.top import best, keep, none
+from bitwright.kernels.numba.vectors import FORMS, forms, single, sums
 from bitwright.kernels.scanning import BLOCK, Blocked, Found, Rounded
 
 TILE, CHUNK = 4, 16  # blocks
@@ -28,7 +28,7 @@ def scan(
     allowed: UInt8[Tensor, "_"] | None,
     form: str | None = None,
 ) -> Found | None:
-    """`form` is one of `shuffle.forms()`, the first where none is named."""
+    """`form` is one of `vectors.forms()`, the first where none is named."""
     if codes.device.type != "cpu":
         return None
     q, pairs = len(tables.values), codes.data.shape[1]

@@ -37,11 +37,14 @@ def best(
     elif count:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(run, range(threads)))
-    keys, rows = (found.swapaxes(0, 1).reshape(q, -1) for found in (keys, rows))
-    order = np.lexsort((rows, -keys), axis=1)[:, :k]
+    members, own = (torch.from_numpy(part).transpose(0, 1).flatten(1) for part in (keys, rows))
+    by_row = own.argsort(dim=1)
+    order = by_row.gather(1, members.gather(1, by_row).argsort(dim=1, descending=True, stable=True))[:, :k]
     missing = (0, k - order.shape[1])
-    keys, rows = (torch.from_numpy(np.take_along_axis(found, order, 1)) for found in (keys, rows))
-    return torch.nn.functional.pad(keys, missing, value=-torch.inf), torch.nn.functional.pad(rows, missing, value=-1)
+    return (
+        torch.nn.functional.pad(members.gather(1, order), missing, value=-torch.inf),
+        torch.nn.functional.pad(own.gather(1, order), missing, value=-1),
+    )
 
 
 @njit(cache=True, fastmath={"nnan", "nsz"})
@@ -91,10 +94,5 @@ def worse(keys, rows, i, key, row):
 @njit(cache=True)
 @no_type_check
 def none(allowed, first, count):
-    """Whether no row from `first` on, a multiple of 8, is allowed."""
-    if len(allowed) == 0:
-        return False
-    for byte in allowed[first >> 3 : (first + count + 7) >> 3]:
-        if byte:
-            return False
-    return True
+    """Whether no row from `first` on, a multiple of 8, is allowed; an empty bitmap allows all."""
+    return len(allowed) > 0 and not allowed[first >> 3 : (first + count + 7) >> 3].any()

@@ -1,8 +1,9 @@
-"""The inner loop of a scan as vector instructions: 32 documents look their nibbles up in a register, 16 bytes being a table.
+"""The inner loops of scans as vector instructions.
 
-A form is how a machine shuffles bytes by 4-bit indices. AVX-512 takes two rows of a block at a time, so two tables at a time.
-Bytes are summed as far as they fit 8 bits, then as 16-bit words without unpacking them: `all` sums whole words, `high` their
-upper bytes, and at the end even documents are all - (high << 8), odd ones high.
+Nibbles: 32 documents look theirs up in a register, 16 bytes being a table. A form is how a machine shuffles bytes by 4-bit
+indices; AVX-512 takes two rows of a block at a time, so two tables at a time. Bytes are summed as far as they fit 8 bits, then as
+16-bit words without unpacking them: `all` sums whole words, `high` their upper bytes, and at the end even documents are
+all - (high << 8), odd ones high. Bits: documents are xored with the query and counted, four together.
 """
 
 from collections.abc import Callable
@@ -65,12 +66,18 @@ def splat(kind: Any, value: int) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def sums(typing: Any, form: Any, deep: Any, blocks: Any, ahead: Any, data: Any, rows: Any, tables: Any, group: Any, out: Any) -> Any:
+def sums(
+    typing: Any, form: Any, deep: Any, blocks: Any, ahead: Any, data: Any, rows: Any, tables: Any, group: Any, out: Any
+) -> Any:
     """16-bit sums of neighbouring blocks of codes; `form`, `deep` and `blocks` are known to the compiler, addresses are integers.
 
     tables [2, rows, 32]: those of the low nibbles, then those of the high ones. Deep: `group` rows fit 8 bits together.
     """
-    tile = Tile(FORMS[form.literal_value], deep.literal_value, blocks.literal_value, ahead.literal_value) if form.literal_value in FORMS else None
+    tile = (
+        Tile(FORMS[form.literal_value], deep.literal_value, blocks.literal_value, ahead.literal_value)
+        if form.literal_value in FORMS
+        else None
+    )
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if tile:
@@ -186,3 +193,37 @@ def popcount(typing: Any, word: Any) -> Any:
 
     return word(word), emit
 
+
+@intrinsic(prefer_literal=True)
+def agreeing(typing: Any, words: Any, codes: Any, query: Any, out: Any) -> Any:
+    """How many of 64 `words` bits agree, 16-bit numbers of four neighbouring documents; `words` is known to the compiler.
+
+    Lanes are counted, documents shifted into the quarters of a word, and lanes summed for all four at once.
+    """
+    number = words.literal_value
+    lanes = next(size for size in (8, 4, 2, 1) if number % size == 0)
+    kind = ir.VectorType(I64, lanes)
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, data, asked, to = arguments
+
+        def load(address: Any, word: int) -> Any:
+            place = builder.inttoptr(builder.add(address, I64(8 * word)), kind.as_pointer())
+            return builder.load(place, align=1)
+
+        total, count = splat(kind, 0), ir.FunctionType(kind, [kind])
+        ctpop = cgutils.get_or_insert_function(builder.module, count, f"llvm.ctpop.v{lanes}i64")
+        for document in range(4):
+            for word in range(0, number, lanes):
+                differ = builder.call(ctpop, [builder.xor(load(data, document * number + word), load(asked, word))])
+                total = builder.add(total, builder.shl(differ, splat(kind, 16 * document)))
+        while total.type.count > 1:
+            half = total.type.count // 2
+            parts = [builder.shuffle_vector(total, total, mask(range(at, at + half))) for at in (0, half)]
+            total = builder.add(*parts)
+        differ = builder.extract_element(total, ir.IntType(32)(0))
+        agree = builder.sub(I64(64 * number * 0x0001000100010001), differ)
+        builder.store(agree, builder.inttoptr(to, I64.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(words, types.int64, types.int64, types.int64), emit
