@@ -1,6 +1,6 @@
 """Peers of scan_cpu.py, in an environment of their own: built once, then timed whenever a line of JSON asks.
 
-    stdin {"what": name, "queries": 1 or 64, "threads": t}  ->  stdout {"seconds": s, "rows": [[...]]}
+stdin {"what": name, "queries": 1 or 64, "threads": t}  ->  stdout {"seconds": s, "rows": [[...]]}
 """
 
 import argparse

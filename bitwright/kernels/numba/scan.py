@@ -69,9 +69,11 @@ def loop(form: str, deep: bool) -> Any:
     def part(first, last, keys, rows, count, data, tables, group, bias, scale, factor, allowed):
         pairs, tile = data.shape[1], TILE * BLOCK
         size, table = pairs * BLOCK, tables.shape[1] * tables.shape[2] * tables.shape[3]
-        sums_, values = np.empty(tile, np.uint16), np.empty(tile, np.float32)
+        sums_, values, own = np.empty(tile, np.uint16), np.empty(tile, np.float32), np.empty(CHUNK * BLOCK, np.float32)
         for chunk in range(first, last, CHUNK * BLOCK):
             end = min(chunk + CHUNK * BLOCK, last)
+            if len(factor):
+                widened(factor[chunk:end], own)
             for q in range(len(tables)):
                 for start in range(chunk, end, tile):
                     here = min(tile, end - start)
@@ -79,25 +81,38 @@ def loop(form: str, deep: bool) -> Any:
                         continue
                     at, to = start // BLOCK, (start + here + BLOCK - 1) // BLOCK
                     if vector:
-                        base, own, out = data.ctypes.data, tables.ctypes.data + q * table, sums_.ctypes.data
+                        base, query, out = data.ctypes.data, tables.ctypes.data + q * table, sums_.ctypes.data
                         if q == 0 and to - at == TILE:  # memory is read: two streams are as many as it likes
                             for b in (0, 2):
-                                sums(form, deep, 2, True, base + (at + b) * size, pairs, own, group, out + 2 * BLOCK * b)
+                                sums(form, deep, 2, True, base + (at + b) * size, pairs, query, group, out + 2 * BLOCK * b)
                         elif to - at == TILE:
-                            sums(form, deep, TILE, False, base + at * size, pairs, own, group, out)
+                            sums(form, deep, TILE, False, base + at * size, pairs, query, group, out)
                         else:
                             for b in range(at, to):
-                                sums(form, deep, 1, False, base + b * size, pairs, own, group, out + 2 * BLOCK * (b - at))
+                                sums(form, deep, 1, False, base + b * size, pairs, query, group, out + 2 * BLOCK * (b - at))
                     else:
                         plain(data[at:to], tables[q], sums_)
                     if len(factor) == 0:
                         keep(sums_, here, start, keys[q], rows[q], allowed)
                     else:
-                        for i in range(here):
-                            values[i] = single(factor[start + i]) * (bias[q] + scale[q] * np.float32(sums_[i]))
+                        weighted(sums_, own[start - chunk : start - chunk + here], bias[q], scale[q], values)
                         keep(values, here, start, keys[q], rows[q], allowed)
 
     return part
+
+
+@njit(cache=True)
+@no_type_check
+def widened(factor, out):
+    for i in range(len(factor)):
+        out[i] = single(factor[i])
+
+
+@njit(cache=True)
+@no_type_check
+def weighted(total, factor, bias, scale, out):
+    for i in range(len(factor)):
+        out[i] = factor[i] * (bias + scale * np.float32(total[i]))
 
 
 @njit(cache=True)

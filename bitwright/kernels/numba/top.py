@@ -47,21 +47,20 @@ def best(
     )
 
 
-@njit(cache=True, fastmath={"nnan", "nsz"})
+@njit(cache=True)
 @no_type_check
-def largest(values, count):
-    best = values[0]
-    for i in range(1, count):
-        if values[i] > best:
-            best = values[i]
-    return best
+def beaten(values, count, floor):
+    found = False
+    for i in range(count):
+        found = found | (values[i] > floor)
+    return found
 
 
 @njit(cache=True)
 @no_type_check
 def keep(values, count, first, keys, rows, allowed):
     """Offer values[:count], the keys of rows first, first + 1, ..."""
-    if not np.float32(largest(values, count)) > keys[0]:
+    if keys[0] > -np.inf and not beaten(values, count, values.dtype.type(keys[0])):  # compared in their own, narrow type
         return
     for i in range(count):
         key, row = np.float32(values[i]), first + i
