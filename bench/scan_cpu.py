@@ -117,7 +117,7 @@ class Peers:
 
 
 def measured(calls: dict[str, Callable[[int], Found]], peers: Peers, words: np.ndarray, q: int, threads: int) -> dict[str, Any]:
-    """Seconds by name, in turn, and the rows that were found. Whoever ran before has stopped waiting for work when the next begins."""
+    """Seconds by name, in turn, and the rows found. Whoever ran before has stopped waiting for work when the next begins."""
     numba.set_num_threads(threads)
     torch.set_num_threads(threads)
     rows: dict[str, list[list[int]]] = {}

@@ -18,6 +18,7 @@ from bitwright.kernels.numba.vectors import FORMS, forms, single, sums
 from bitwright.kernels.scanning import BLOCK, Blocked, Found, Rounded
 
 TILE, CHUNK = 4, 16  # blocks
+NEAR = 2048  # bytes of a block; the first query reads memory: two small blocks side by side, large ones straight on
 
 
 def scan(
@@ -82,11 +83,12 @@ def loop(form: str, deep: bool) -> Any:
                     at, to = start // BLOCK, (start + here + BLOCK - 1) // BLOCK
                     if vector:
                         base, query, out = data.ctypes.data, tables.ctypes.data + q * table, sums_.ctypes.data
-                        if q == 0 and to - at == TILE:  # memory is read: two streams are as many as it likes
+                        full = to - at == TILE
+                        if full and q > 0:
+                            sums(form, deep, TILE, False, base + at * size, pairs, query, group, out)
+                        elif full and size <= NEAR:
                             for b in (0, 2):
                                 sums(form, deep, 2, True, base + (at + b) * size, pairs, query, group, out + 2 * BLOCK * b)
-                        elif to - at == TILE:
-                            sums(form, deep, TILE, False, base + at * size, pairs, query, group, out)
                         else:
                             for b in range(at, to):
                                 sums(form, deep, 1, False, base + b * size, pairs, query, group, out + 2 * BLOCK * (b - at))
