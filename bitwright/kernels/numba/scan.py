@@ -48,7 +48,7 @@ def scan(
         weights(factor),
         np.empty(0, np.uint8) if allowed is None else allowed.contiguous().numpy(),
     )
-    keys, rows = best(loop(name, group > 1), TILE * BLOCK, data.nbytes, q, k, *arguments)
+    keys, rows = best(loop(name, group > 1 and name in FORMS), TILE * BLOCK, data.nbytes, q, k, *arguments)
     return Found(keys if factor is not None else tables.bias[:, None] + tables.scale[:, None] * keys, rows)
 
 

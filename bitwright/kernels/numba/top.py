@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64
 from numba import njit
 from torch import Tensor
 
-ALONE = 2**20  # bytes read, times queries: less is done by one thread before others are awake
+ALONE = 2**22  # bytes read, times queries: less is done by one thread before others are awake
 
 
 def best(

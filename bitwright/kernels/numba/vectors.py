@@ -10,10 +10,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 I8, I16, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(64)
@@ -51,9 +51,9 @@ FORMS = {
 @cache
 def forms() -> tuple[str, ...]:
     """Those that this machine has, the fastest first; "scalar" is always among them."""
-    features = llvm.get_host_cpu_features()
-    x86, arm = llvm.get_process_triple().startswith("x86_64"), llvm.get_process_triple().startswith(("aarch64", "arm64"))
-    there = {"avx512": x86 and features.get("avx512bw"), "avx2": x86 and features.get("avx2"), "neon": arm}
+    triple, _, told = cpu_target.target_context.codegen().magic_tuple()  # what Numba compiles for, which its settings can narrow
+    features, arm = told.split(","), triple.startswith(("aarch64", "arm64"))
+    there = {"avx512": "+avx512bw" in features, "avx2": "+avx2" in features, "neon": arm}
     return (*(name for name, has in there.items() if has), "scalar")
 
 
@@ -69,9 +69,10 @@ def splat(kind: Any, value: int) -> Any:
 def sums(
     typing: Any, form: Any, deep: Any, blocks: Any, ahead: Any, data: Any, rows: Any, tables: Any, group: Any, out: Any
 ) -> Any:
-    """16-bit sums of neighbouring blocks of codes; `form`, `deep` and `blocks` are known to the compiler, addresses are integers.
+    """16-bit sums [blocks, 32] of neighbouring blocks of codes. The first four are known to the compiler; addresses are integers.
 
-    tables [2, rows, 32]: those of the low nibbles, then those of the high ones. Deep: `group` rows fit 8 bits together.
+    tables [2, rows, 32]: those of the low nibbles, then those of the high ones. Deep: `group` rows fit 8 bits together. Ahead:
+    ask for the blocks that follow.
     """
     tile = (
         Tile(FORMS[form.literal_value], deep.literal_value, blocks.literal_value, ahead.literal_value)
@@ -146,7 +147,7 @@ class Tile(NamedTuple):
         return builder.load(builder.inttoptr(address, self.bytes.as_pointer()), align=1)
 
     def fetch(self, builder: Any, address: Any, *more: Any) -> None:
-        """Ask for codes that are read soon; the address need not be there."""
+        """Ask for bytes that are read soon; the address need not be there."""
         pointer, number = I8.as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
         call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
