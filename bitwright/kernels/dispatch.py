@@ -38,7 +38,23 @@ KMEANS = {
     "numba": ("bitwright.kernels.numba.kmeans", "cpu"),
     "reference": ("bitwright.kernels.reference", None),
 }
-ENTRIES = {"gptq_block": SWEEP, "descent": SWEEP, "matmul": MATMUL, "nearest_sum": NEAREST, "kmeans": KMEANS}
+SCAN: dict[str, tuple[str, str | None]] = {  # called by kernels/scanning.py, which checks and rounds what they take
+    "numba": ("bitwright.kernels.numba.scan", "cpu"),
+    "reference": ("bitwright.kernels.scan_reference", None),
+}
+HAMMING: dict[str, tuple[str, str | None]] = {
+    "numba": ("bitwright.kernels.numba.hamming", "cpu"),
+    "reference": ("bitwright.kernels.scan_reference", None),
+}
+ENTRIES = {
+    "gptq_block": SWEEP,
+    "descent": SWEEP,
+    "matmul": MATMUL,
+    "nearest_sum": NEAREST,
+    "kmeans": KMEANS,
+    "scan": SCAN,
+    "hamming": HAMMING,
+}
 _forced: ContextVar[str | None] = ContextVar("forced", default=None)
 
 
