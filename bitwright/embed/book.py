@@ -1,0 +1,72 @@
+"""A book: sixteen points on a run of coordinates, as often as there are nibbles. Every code of this room is one.
+
+    y^ = sum over t of P_t[c_t],   P_t in R^{16 x w_t} placed at the coordinates s_t ... s_t + w_t
+
+Runs beside each other are a product code (four signs, two numbers of two bits, one of four, a learned list); runs over the same
+coordinates are a sum, each nibble coding what those before it left. One scan serves all of them: a query is sixteen products
+per nibble. Runs may differ in width, which is how a coordinate gets the bits it is worth (`books.py`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float32, Int32, UInt8
+from torch import Tensor
+
+from bitwright.grids.clusters import closest
+
+POINTS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Book:
+    """`points` of a run narrower than the widest are filled up with zeros; `dims` is the number of coordinates."""
+
+    starts: Int32[Tensor, "t"]
+    widths: Int32[Tensor, "t"]
+    points: Float32[Tensor, "t 16 w"]
+    dims: int
+
+    @cached_property
+    def runs(self) -> list[tuple[int, slice, Float32[Tensor, "16 v"]]]:
+        ends = zip(self.starts.tolist(), self.widths.tolist(), self.points)
+        return [(i, slice(s, s + w), P[:, :w].contiguous()) for i, (s, w, P) in enumerate(ends)]
+
+    def encode(self, y: Float32[Tensor, "n dims"]) -> UInt8[Tensor, "n t"]:
+        """Nibble by nibble, the point nearest to what is left of its run."""
+        rest, codes = y.clone(), y.new_empty(len(y), len(self.starts), dtype=torch.uint8)
+        for i, run, points in self.runs:
+            part = rest[:, run]
+            chosen = closest(part, points)
+            codes[:, i] = chosen
+            part -= points[chosen]
+        return codes
+
+    def decode(self, codes: UInt8[Tensor, "n t"]) -> Float32[Tensor, "n dims"]:
+        y = self.points.new_zeros(len(codes), self.dims)
+        for i, run, points in self.runs:
+            y[:, run] += points[codes[:, i].long()]
+        return y
+
+    def tables(self, queries: Float32[Tensor, "q dims"]) -> Float32[Tensor, "q t 16"]:
+        """The product of a query with every point: summed over the nibbles of a code they are <query, decode(code)>."""
+        reach = torch.arange(self.points.shape[2], device=queries.device)
+        columns = (self.starts.long()[:, None] + reach).clamp_max(self.dims - 1)  # beyond a run the points are zero
+        return torch.einsum("qtw,tkw->qtk", queries[:, columns], self.points)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"starts": self.starts, "widths": self.widths, "points": self.points}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], dims: int) -> "Book":
+        return cls(tensors["starts"], tensors["widths"], tensors["points"], dims)
+
+    @classmethod
+    def listed(cls, runs: list[tuple[int, Float32[Tensor, "16 _"]]], dims: int) -> "Book":
+        """From (first coordinate, points) per nibble."""
+        widest = max(points.shape[1] for _, points in runs)
+        filled = torch.stack([torch.nn.functional.pad(points, (0, widest - points.shape[1])) for _, points in runs])
+        starts = torch.tensor([start for start, _ in runs], dtype=torch.int32)
+        return cls(starts, torch.tensor([p.shape[1] for _, p in runs], dtype=torch.int32), filled.float().contiguous(), dims)

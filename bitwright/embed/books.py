@@ -1,0 +1,161 @@
+"""Which points? Ways to make a book of a given number of nibbles for coordinates y.
+
+`Scalar`     the same points for every coordinate: those of a grid of 2, 4 or 16 levels (or two nibbles of 16: 256) times the spread
+`Product`    runs of equal width, sixteen points each by k-means: product quantization (Jegou et al., 2011) with codes of four bits
+`Residual`   every nibble a point of the whole space, coding what those before it left (residual quantization, Chen et al., 2010)
+`Allotted`   runs of the widths that lose least together: wide where coordinates are small, several nibbles on one where they are large
+
+    min over runs   sum over runs D(run) + sum of coordinates left out |y_j|^2   with at most t nibbles
+
+is a shortest path from coordinate to coordinate at a price per nibble; the price is found by bisection. That is reverse
+water-filling for nibbles, with the distortion of k-means on the vectors themselves in place of a Gaussian formula. Ours.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from bitwright.embed.book import POINTS, Book
+from bitwright.errors import BadRequest
+from bitwright.grids.clusters import closest, kmeans
+
+SAMPLE = 65536  # vectors that points are learned from
+GLANCE = 2048  # vectors that a plan of runs is made from
+
+
+@runtime_checkable
+class Maker(Protocol):
+    """Makes a book of at most `nibbles` nibbles for coordinates like `y`."""
+
+    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book: ...
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """`bits` 1, 2, 4 or 8 per coordinate: Lloyd and Max's points for a normal number, stretched by the spread of all coordinates."""
+
+    bits: int = 1
+
+    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
+        spread, dims = y.square().mean().sqrt(), y.shape[1]
+        if self.bits == 8:
+            return self.two(spread, dims)
+        if self.bits not in (1, 2, 4) or dims * self.bits % 4:
+            raise BadRequest(f"{dims} coordinates of {self.bits} bits do not fill nibbles; choose 1, 2, 4 or 8 bits and whole nibbles.")
+        width = 4 // self.bits
+        corners = torch.cartesian_prod(*[lloyd_max(2**self.bits)] * width).view(POINTS, width) * spread
+        return Book.listed([(start, corners) for start in range(0, dims, width)], dims)
+
+    def two(self, spread: Tensor, dims: int) -> Book:
+        """256 equal steps over four spreads to both sides: sixteen coarse ones, and sixteen inside each."""
+        step = 8 * spread / 255
+        coarse, fine = ((torch.arange(POINTS) - 7.5)[:, None] * size for size in (16 * step, step))
+        return Book.listed([(j, points) for j in range(dims) for points in (coarse, fine)], dims)
+
+
+@dataclass(frozen=True)
+class Product:
+    rounds: int = 25
+    seed: int = 0
+
+    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
+        dims = y.shape[1]
+        edges = [dims * i // nibbles for i in range(nibbles + 1)]
+        return learned(y, [(a, b - a) for a, b in zip(edges, edges[1:])], self.rounds, self.seed)
+
+
+@dataclass(frozen=True)
+class Residual:
+    rounds: int = 25
+    seed: int = 0
+
+    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
+        return learned(y, [(0, y.shape[1])] * nibbles, self.rounds, self.seed)
+
+
+@dataclass(frozen=True)
+class Allotted:
+    """`widths`: how many coordinates a nibble may serve. A coordinate may have two nibbles, and what no nibble serves is left out."""
+
+    widths: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16)
+    rounds: int = 25
+    seed: int = 0
+
+    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
+        some = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(self.seed))[:GLANCE]]
+        dims = y.shape[1]
+        options: list[list[tuple[int, int, float]]] = []  # of each coordinate: how far the run reaches, its nibbles, what it loses
+        for start in range(dims):
+            here = []
+            for width in (w for w in self.widths if start + w <= dims):
+                part = some[:, start : start + width].contiguous()
+                rest = part - nearest(part, words(part, 6, self.seed))
+                here.append((width, 1, float(rest.square().sum())))
+                if width == 1:
+                    here.append((width, 2, float((rest - nearest(rest, words(rest, 6, self.seed))).square().sum())))
+            options.append(here)
+        left_out = [*some.square().sum(0).flip(0).cumsum(0).flip(0).tolist(), 0.0]
+        low, high, best = 1e-12, 1.0 + 2 * left_out[0], cheapest(options, left_out, math.inf)
+        for _ in range(50):
+            price = math.sqrt(low * high)
+            runs = cheapest(options, left_out, price)
+            if sum(count for _, _, count in runs) > nibbles:
+                low = price
+            else:
+                high, best = price, runs
+        if not best:
+            raise BadRequest(f"{nibbles} nibbles hold no code of these vectors; give more bits per dimension.")
+        return learned(y, [(start, width) for start, width, count in best for _ in range(count)], self.rounds, self.seed)
+
+
+def cheapest(options: list[list[tuple[int, int, float]]], left_out: list[float], price: float) -> list[tuple[int, int, int]]:
+    """(start, width, nibbles) of the runs from the first coordinate on that lose least when a nibble costs `price`."""
+    dims = len(options)
+    cost, step = [0.0] * (dims + 1), [(0, 0)] * (dims + 1)
+    for at in reversed(range(dims)):
+        cost[at] = left_out[at]  # to stop here
+        for width, count, loss in options[at]:
+            total = loss + count * price + cost[at + width]
+            if total < cost[at]:
+                cost[at], step[at] = total, (width, count)
+    runs, at = [], 0
+    while at < dims and step[at][1]:
+        runs.append((at, *step[at]))
+        at += step[at][0]
+    return runs
+
+
+def learned(y: Float32[Tensor, "n dims"], runs: list[tuple[int, int]], rounds: int, seed: int) -> Book:
+    """Sixteen points per run by k-means, on what the runs before it left."""
+    rest = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:SAMPLE]].clone()
+    found = []
+    for start, width in runs:
+        part = rest[:, start : start + width]
+        points = words(part.contiguous(), rounds, seed)
+        part -= nearest(part, points)
+        found.append((start, points))
+    return Book.listed(found, y.shape[1])
+
+
+def words(part: Float32[Tensor, "n w"], rounds: int, seed: int) -> Float32[Tensor, "16 w"]:
+    return kmeans(part, torch.ones(len(part)), POINTS, rounds, seed)
+
+
+def nearest(part: Float32[Tensor, "n w"], points: Float32[Tensor, "16 w"]) -> Float32[Tensor, "n w"]:
+    return points[closest(part, points)]
+
+
+def lloyd_max(levels: int) -> Float32[Tensor, "levels"]:
+    """The points that quantize a standard normal number with least squared error (Lloyd, 1957; Max, 1960): each is the mean of
+    the numbers that are nearest to it."""
+    normal = torch.distributions.Normal(0.0, 1.0)
+    points = normal.icdf((torch.arange(levels, dtype=torch.float64) + 0.5) / levels)
+    for _ in range(2000):
+        edges = torch.cat([torch.tensor([-torch.inf]).double(), (points[1:] + points[:-1]) / 2, torch.tensor([torch.inf]).double()])
+        density, below = torch.exp(-edges.square() / 2) / math.sqrt(2 * math.pi), normal.cdf(edges)
+        points = (density[:-1] - density[1:]) / (below[1:] - below[:-1])
+    return points.float()

@@ -1,0 +1,151 @@
+"""A codec: vectors to nibbles and one number each, and back; queries to tables. Usable without any index.
+
+    x ~ c + f A^T decode(codes),      <q, x> ~ <q, c> + f * sum over nibbles of tables(q)
+
+`f` is one half-precision factor per vector. With a cosine metric vectors are brought to length 1 first. What a code keeps of
+the direction it loses in length: `unbiased` is RaBitQ's and EDEN's correction |y|^2 / <y, y^>, `least-squares` the f that is
+nearest to y, `none` stores no factor. Documents are coded, queries are not (asymmetric); `like_documents` codes both.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Float16, Float32, UInt8
+from torch import Tensor
+
+from bitwright.embed.book import Book
+from bitwright.embed.books import Maker
+from bitwright.embed.projections import Projection
+from bitwright.errors import BadRequest
+from bitwright.terms.base import Json
+
+Metric = Literal["cosine", "ip"]
+Scale = Literal["least-squares", "unbiased", "none"]
+CHUNK = 1 << 16  # vectors encoded at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """What is stored of `n` vectors."""
+
+    nibbles: UInt8[Tensor, "n t"]
+    factor: Float16[Tensor, "n"] | None
+
+    def __len__(self) -> int:
+        return len(self.nibbles)
+
+
+@dataclass(frozen=True, eq=False)
+class Codec:
+    """Fitted: a centre, an orthonormal matrix, a book. `name` says how it was made."""
+
+    centre: Float32[Tensor, "inp"]
+    matrix: Float32[Tensor, "dims inp"]
+    book: Book
+    metric: Metric = "cosine"
+    scale: Scale = "least-squares"
+    name: str = ""
+
+    @classmethod
+    def fit(
+        cls,
+        x: Float[Tensor, "n inp"],
+        nibbles: int,
+        projection: Projection,
+        maker: Maker,
+        dims: int | None = None,
+        metric: Metric = "cosine",
+        scale: Scale = "least-squares",
+        name: str = "",
+    ) -> "Codec":
+        """For vectors like `x`, `dims` coordinates (None: all) in `nibbles` nibbles. Raises BadRequest for vectors without a code."""
+        for value, kind in ((metric, Metric), (scale, Scale)):
+            if value not in get_args(kind):
+                raise BadRequest(f"There is no {value!r} here; choose one of {', '.join(get_args(kind))}.")
+        y = vectors(x, None, metric)
+        centre = y.mean(0)
+        matrix = projection(y - centre, dims or y.shape[1])
+        return cls(centre, matrix, maker((y - centre) @ matrix.T, nibbles), metric, scale, name)
+
+    @property
+    def dim(self) -> int:
+        return len(self.centre)
+
+    @property
+    def bits(self) -> float:
+        """Of codes per dimension of the vector, its factor not counted."""
+        return 4 * len(self.book.starts) / self.dim
+
+    def encode(self, x: Float[Tensor, "n inp"]) -> Codes:
+        """Raises BadRequest for infinite, nan or (cosine) zero vectors, naming the first."""
+        parts = [self._encode(part) for part in vectors(x, self.dim, self.metric).split(CHUNK)]
+        factor = None if self.scale == "none" else torch.cat([f for _, f in parts]) if parts else torch.empty(0).half()
+        nibbles = torch.cat([c for c, _ in parts]) if parts else torch.empty(0, len(self.book.starts), dtype=torch.uint8)
+        return Codes(nibbles, factor)
+
+    def _encode(self, x: Float32[Tensor, "n inp"]) -> tuple[UInt8[Tensor, "n t"], Float16[Tensor, "n"]]:
+        y = (x - self.centre) @ self.matrix.T
+        codes = self.book.encode(y)
+        near = self.book.decode(codes)
+        along, own = (y * near).sum(1), (y if self.scale == "unbiased" else near).square().sum(1)
+        top, bottom = (own, along) if self.scale == "unbiased" else (along, own)
+        return codes, torch.where(bottom > 0, top / bottom, 1.0).clamp(0, 60000).half()  # a code that points away counts nothing
+
+    def decode(self, codes: Codes) -> Float32[Tensor, "n inp"]:
+        y = self.book.decode(codes.nibbles)
+        return self.centre + (y if codes.factor is None else codes.factor.float()[:, None] * y) @ self.matrix
+
+    def queries(self, q: Float[Tensor, "q inp"]) -> Float32[Tensor, "q inp"]:
+        """Checked, and of length 1 under a cosine metric."""
+        return vectors(q, self.dim, self.metric, "query")
+
+    def tables(self, q: Float32[Tensor, "q inp"]) -> tuple[Float32[Tensor, "q t 16"], Float32[Tensor, "q"]]:
+        """What nibbles look up, and what every document's score begins with."""
+        return self.book.tables(q @ self.matrix.T), q @ self.centre
+
+    def like_documents(self, q: Float[Tensor, "q inp"]) -> Float32[Tensor, "q inp"]:
+        """Queries as their own codes read: symmetric distances."""
+        return self.decode(self.encode(q))
+
+    def tensors(self) -> dict[str, Tensor]:
+        book = {f"book.{name}": tensor for name, tensor in self.book.tensors().items()}
+        return {"centre": self.centre, "matrix": self.matrix} | book
+
+    def meta(self) -> dict[str, Json]:
+        return {"metric": self.metric, "scale": self.scale, "name": self.name}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> "Codec":
+        matrix = tensors["matrix"]
+        book = Book.of({k.removeprefix("book."): v for k, v in tensors.items() if k.startswith("book.")}, len(matrix))
+        return cls(tensors["centre"], matrix, book, meta["metric"], meta["scale"], str(meta["name"]))  # type: ignore[arg-type]
+
+    @cached_property
+    def space_id(self) -> str:
+        """The same for codecs whose codes may be mixed: a hash of all that decides what a code means."""
+        digest = hashlib.sha256(f"{self.metric} {self.scale}".encode())
+        for name, tensor in sorted(self.tensors().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def vectors(x: Float[Tensor, "n inp"], dim: int | None, metric: Metric, what: str = "vector") -> Float32[Tensor, "n inp"]:
+    """The vectors in fp32, of length 1 under a cosine metric."""
+    if dim is not None and x.shape[1] != dim:
+        raise BadRequest(f"The {what} has {x.shape[1]} dimensions and this codec takes {dim}; use the model that it was fitted on.")
+    x = x.float()
+    bad = (~x.isfinite()).any(1)
+    if bad.any():
+        raise BadRequest(f"{what.capitalize()} {int(bad.nonzero()[0])} holds nan or infinity; leave it out or mend it.")
+    if metric == "ip":
+        return x
+    length = x.norm(dim=1, keepdim=True)
+    if (length == 0).any():
+        first = int((length[:, 0] == 0).nonzero()[0])
+        raise BadRequest(f"{what.capitalize()} {first} is zero and has no direction; leave it out or use metric ip.")
+    return x / length

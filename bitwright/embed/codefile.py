@@ -1,0 +1,93 @@
+"""The code file: one safetensors file with the codes, the codec that made them, and a header that says what they are.
+
+    codes      uint8 [blocks, pairs, 32]   as they are scanned (kernels/scanning.py), so the file is mapped and not read
+    factor     fp16 [n]                    where the codec has factors
+    ids        int64 [n]                   where they are not 0, 1, 2, ...
+    codec.*                                 centre, matrix, book
+
+The header (`bitwright` in the metadata) is JSON: format, space_id, count, dim, bits, metric, scale, name, layout, model, the
+spaces these codes may be mixed with, and whatever was measured. A file is written beside its place and moved there whole: at
+any moment the place holds the old file or the new one.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float16, Int64
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bitwright.embed.codec import Codec
+from bitwright.errors import WRONG, BadRequest, in_a_line
+from bitwright.kernels.scanning import BLOCK, Blocked
+from bitwright.terms.base import Json
+
+FORMAT = 1
+LAYOUT = f"blocks of {BLOCK} documents; low half of byte i of row p: nibble 2p of document i, high half: nibble 2p + 1"
+
+
+@dataclass(frozen=True, eq=False)
+class CodeFile:
+    """All that a file of codes holds. `about`: model, compatible (space ids), measured (recall and the like)."""
+
+    codec: Codec
+    codes: Blocked
+    factor: Float16[Tensor, "n"] | None = None
+    ids: Int64[Tensor, "n"] | None = None
+    about: Mapping[str, Json] = field(default_factory=dict)
+
+    def header(self) -> dict[str, Json]:
+        codec = self.codec
+        told: dict[str, Json] = {"format": FORMAT, "space_id": codec.space_id, "count": self.codes.count, "dim": codec.dim}
+        return {**told, "bits": codec.bits, "layout": LAYOUT, **codec.meta(), "about": dict(self.about)}
+
+    def save(self, path: Path) -> None:
+        """Raises BadRequest where the place cannot be written; what was there stays."""
+        tensors = {"codes": self.codes.data} | {f"codec.{name}": tensor for name, tensor in self.codec.tensors().items()}
+        tensors |= {name: t for name, t in (("factor", self.factor), ("ids", self.ids)) if t is not None}
+        beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({k: v.contiguous() for k, v in tensors.items()}, beside, {"bitwright": json.dumps(self.header())})
+            with beside.open("rb") as written:
+                os.fsync(written.fileno())
+            beside.replace(path)
+        except (OSError, SafetensorError) as error:
+            beside.unlink(missing_ok=True)
+            raise BadRequest(f"Cannot write {path}: {in_a_line(error)}; make room or choose another place.") from None
+
+    @classmethod
+    def open(cls, path: Path) -> "CodeFile":
+        """Mapped: nothing but the header and the codec is read. Raises BadRequest for a file that is damaged or not one of ours."""
+        if not path.is_file():
+            raise BadRequest(f"There is no file {path}; make one with `bitwright index build`.")
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads((file.metadata() or {})["bitwright"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return cls.from_parts(header, tensors)
+        except (*WRONG, SafetensorError, OSError) as error:
+            if isinstance(error, KeyError) and error.args == ("bitwright",):
+                raise BadRequest(f"{path} is a safetensors file but holds no codes of bitwright; name a file of codes.") from None
+            raise BadRequest(f"{path} is damaged or no file of codes ({in_a_line(error)}); build it again.") from None
+
+    @classmethod
+    def from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "CodeFile":
+        if header["format"] != FORMAT:
+            raise ValueError(f"it has format {header['format']} and this version reads {FORMAT}")
+        codec = Codec.of({k.removeprefix("codec."): v for k, v in tensors.items() if k.startswith("codec.")}, header)
+        codes = Blocked(tensors["codes"], header["count"])
+        factor, ids = tensors.get("factor"), tensors.get("ids")
+        for name, found in (("factors", factor), ("ids", ids)):
+            if found is not None and len(found) != codes.count:
+                raise ValueError(f"{len(found)} {name} for {codes.count} documents")
+        if codec.space_id != header["space_id"]:
+            raise ValueError("the codec is not the one that the codes were made with")
+        return cls(codec, codes, factor, ids, header["about"])
+
+

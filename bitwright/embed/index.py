@@ -1,0 +1,149 @@
+"""An index: ids, a codec and its codes. Flat: every query looks at every allowed document, at the speed of memory.
+
+Search is two steps: a scan with tables rounded to bytes keeps `oversample` times k documents, and those are scored again from
+their codes with the query's float tables. Scores are on the scale of the vectors (cosine or inner product), larger is better.
+Documents are added and removed in place; `save` writes one file whole, `Index.open` maps one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float16, Float32, Int64, UInt8
+from torch import Tensor
+
+from bitwright.embed.codec import Codec, Codes
+from bitwright.embed.codefile import CodeFile
+from bitwright.errors import BadRequest
+from bitwright.kernels.scanning import BLOCK, Blocked, scan, score
+from bitwright.terms.base import Json
+
+Allowed = Int64[Tensor, "some"] | Bool[Tensor, "n"] | UInt8[Tensor, "bytes"]
+
+
+class Hits(NamedTuple):
+    """Best first. Where a filter leaves fewer than k documents: id -1, score -inf. `visited` documents per query."""
+
+    ids: Int64[Tensor, "q k"]
+    scores: Float32[Tensor, "q k"]
+    visited: int
+    bytes_read: int
+
+
+@dataclass(eq=False)
+class Index:
+    codec: Codec
+    codes: Blocked
+    factor: Float16[Tensor, "n"] | None = None
+    ids: Int64[Tensor, "n"] | None = None  # None: 0, 1, 2, ...
+    about: Mapping[str, Json] | None = None
+
+    @classmethod
+    def empty(cls, codec: Codec) -> "Index":
+        codes = codec.encode(torch.empty(0, codec.dim))
+        return cls(codec, Blocked.of(codes.nibbles), codes.factor)
+
+    @classmethod
+    def build(cls, codec: Codec, x: Float[Tensor, "n inp"], ids: Int64[Tensor, "n"] | None = None) -> "Index":
+        index = cls.empty(codec)
+        index.add(x, ids)
+        return index
+
+    def __len__(self) -> int:
+        return self.codes.count
+
+    @property
+    def bytes(self) -> int:
+        """Of codes, factors and ids."""
+        return sum(t.numel() * t.element_size() for t in (self.codes.data, self.factor, self.ids) if t is not None)
+
+    def add(self, x: Float[Tensor, "n inp"] | Codes, ids: Int64[Tensor, "n"] | None = None, space: str | None = None) -> None:
+        """Vectors, or codes of this codec's space (`space` is theirs). Without ids they go on from the largest.
+        Raises BadRequest for ids that are there already, and for codes of another space that is not listed as compatible."""
+        if space is not None and space not in (self.codec.space_id, *self.compatible):
+            raise BadRequest(f"These codes are of space {space} and the index is of {self.codec.space_id}: scores would mean nothing; "
+                             "encode the vectors with this index's codec.")  # fmt: skip
+        fresh = x if isinstance(x, Codes) else self.codec.encode(x)
+        if not len(fresh):
+            return
+        if ids is not None or self.ids is not None:
+            start = int(self.names.max()) + 1 if len(self) else 0
+            ids = torch.arange(start, start + len(fresh)) if ids is None else ids
+            self.ids = self.joined(ids, len(fresh))
+        whole = self.codes.count // BLOCK  # blocks that stay as they are
+        rest = torch.arange(whole * BLOCK, self.codes.count)
+        tail = torch.cat([self.codes.nibbles(rest)[:, : fresh.nibbles.shape[1]], fresh.nibbles])
+        self.codes = Blocked(torch.cat([self.codes.data[:whole], Blocked.of(tail).data]), self.codes.count + len(fresh))
+        if self.factor is not None and fresh.factor is not None:
+            self.factor = torch.cat([self.factor, fresh.factor])
+
+    def joined(self, ids: Int64[Tensor, "n"], count: int) -> Int64[Tensor, "all"]:
+        if len(ids) != count:
+            raise BadRequest(f"There are {len(ids)} ids for {count} vectors; give one each.")
+        if (ids < 0).any():
+            raise BadRequest(f"The id {int(ids.min())} is negative; ids are whole numbers from 0 on.")
+        found, times = torch.cat([self.names, ids]).unique(return_counts=True)
+        if (times > 1).any():
+            raise BadRequest(f"The id {int(found[times > 1][0])} is there twice; remove the old one first or give another.")
+        return torch.cat([self.names, ids])
+
+    @property
+    def names(self) -> Int64[Tensor, "n"]:
+        return torch.arange(len(self)) if self.ids is None else self.ids
+
+    @property
+    def compatible(self) -> Sequence[str]:
+        return tuple((self.about or {}).get("compatible", ()))  # type: ignore[arg-type]
+
+    def remove(self, ids: Int64[Tensor, "some"]) -> None:
+        """Raises BadRequest, and removes nothing, where one of them is not there."""
+        names = self.names
+        missing = ~torch.isin(ids, names)
+        if missing.any():
+            raise BadRequest(f"The id {int(ids[missing][0])} is not in the index; nothing was removed.")
+        kept = (~torch.isin(names, ids)).nonzero()[:, 0]
+        self.ids, self.codes = names[kept], Blocked.of(self.codes.nibbles(kept))
+        self.factor = None if self.factor is None else self.factor[kept]
+
+    def search(
+        self, q: Float[Tensor, "q inp"], k: int = 10, oversample: float = 2.0, allowed: Allowed | None = None
+    ) -> Hits:
+        """The k documents of the largest scores. `allowed`: ids, a mask over rows, or a bitmap of rows (bit i % 8 of byte i // 8).
+        Raises BadRequest where k is no number of documents of this index."""
+        if not 1 <= k <= len(self):
+            raise BadRequest(f"The index holds {len(self)} documents and k is {k}; choose k from 1 to {len(self)}.")
+        if oversample < 1:
+            raise BadRequest(f"An oversample of {oversample} would keep fewer than k; choose 1 or more.")
+        queries = self.codec.queries(q)
+        tables, start = self.codec.tables(queries)
+        bitmap = None if allowed is None else self.bitmap(allowed)
+        found = scan(self.codes, tables, min(len(self), int(np.ceil(k * oversample))), self.factor, bitmap)
+        scores = score(self.codes, tables, found.rows, self.factor)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        rows = found.rows.gather(1, order)[:, :k]
+        ids = torch.where(rows < 0, -1, rows if self.ids is None else self.ids[rows.clamp_min(0)])
+        read = self.codes.data.numel() + (0 if self.factor is None else 2 * len(self))
+        visited = len(self) if bitmap is None else int(np.unpackbits(bitmap.numpy(), count=len(self), bitorder="little").sum())
+        return Hits(ids, scores[:, :k] + start[:, None], visited, read)
+
+    def bitmap(self, allowed: Allowed) -> UInt8[Tensor, "bytes"]:
+        if allowed.dtype == torch.uint8:
+            if len(allowed) != -(-len(self) // 8):
+                raise BadRequest(f"The bitmap has {len(allowed)} bytes; {len(self)} documents take {-(-len(self) // 8)}.")
+            return allowed
+        if allowed.dtype == torch.int64:
+            allowed = torch.isin(self.names, allowed)
+        if len(allowed) != len(self):
+            raise BadRequest(f"The mask has {len(allowed)} entries for {len(self)} documents; give one per document.")
+        return torch.from_numpy(np.packbits(allowed.numpy(), bitorder="little"))
+
+    def save(self, path: str | Path) -> None:
+        CodeFile(self.codec, self.codes, self.factor, self.ids, self.about or {}).save(Path(path))
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Index":
+        file = CodeFile.open(Path(path))
+        return cls(file.codec, file.codes, file.factor, file.ids, file.about)
