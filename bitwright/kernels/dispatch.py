@@ -39,9 +39,11 @@ KMEANS = {
     "reference": ("bitwright.kernels.reference", None),
 }
 SCAN: dict[str, tuple[str, str | None]] = {  # called by kernels/scanning.py, which checks and rounds what they take
+    "triton": ("bitwright.kernels.triton.scan", "cuda"),
     "reference": ("bitwright.kernels.scan_reference", None),
 }
 HAMMING: dict[str, tuple[str, str | None]] = {
+    "triton": ("bitwright.kernels.triton.scan", "cuda"),
     "reference": ("bitwright.kernels.scan_reference", None),
 }
 ENTRIES = {

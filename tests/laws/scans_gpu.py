@@ -1,0 +1,81 @@
+"""Scans on a GPU are the reference, bit for bit: checked by Triton's interpreter on the CPU, or on a GPU with TRITON_INTERPRET=0."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitwright.kernels import dispatch
+from bitwright.kernels.scanning import Blocked, Found, hamming, scan
+
+triton = pytest.importorskip("triton")
+from bitwright.kernels.triton import scan as ours
+
+DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of two blocks, so that a few hundred documents fill several."""
+    monkeypatch.setattr(ours, "TILE", 64)
+
+
+def both(search: Callable[..., Found], *args: Any) -> tuple[Found, Found]:
+    found = list[Found]()
+    for name in ("triton", "reference"):
+        with dispatch.only(name):
+            found.append(search(*args))
+    return found[0], found[1]
+
+
+def bitmap(n: int, share: float) -> Tensor:
+    bits = torch.rand(-(-n // 8) * 8) < share
+    return (bits.view(-1, 8).int() << torch.arange(8)).sum(1).to(torch.uint8).to(DEVICE)
+
+
+@pytest.mark.parametrize("n, t, k", [(1, 1, 2), (64, 2, 1), (250, 7, 2), (250, 8, 100)])
+@pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_scans_are_the_reference(n: int, t: int, k: int, filtered: bool, weighted: bool) -> None:
+    codes = Blocked.of(torch.randint(0, 16, (n, t), dtype=torch.uint8, device=DEVICE))
+    tables = torch.randn(2, t, 16, device=DEVICE)
+    factor = (torch.randn(n, device=DEVICE)).half() if weighted else None
+    own, wanted = both(scan, codes, tables, k, factor, bitmap(n, 0.3) if filtered else None)
+    assert torch.equal(own.rows, wanted.rows) and torch.equal(own.scores, wanted.scores)
+
+
+@pytest.mark.parametrize("n, width, k", [(1, 4, 2), (250, 3, 2), (200, 8, 100), (150, 160, 1)])
+@pytest.mark.parametrize("filtered", [False, True])
+def test_distances_are_the_reference(n: int, width: int, k: int, filtered: bool) -> None:
+    codes, queries = (torch.randint(0, 256, (m, width), dtype=torch.uint8, device=DEVICE) for m in (n, 2))
+    own, wanted = both(hamming, codes, queries, k, bitmap(n, 0.3) if filtered else None)
+    assert torch.equal(own.rows, wanted.rows) and torch.equal(own.scores, wanted.scores)
+
+
+def test_equals_come_in_the_order_of_their_rows() -> None:
+    """All documents alike, in more tiles than are asked for; then with few values, so that every tile's best is the same."""
+    same = Blocked.of(torch.zeros(500, 4, dtype=torch.uint8, device=DEVICE))
+    with dispatch.only("triton"):
+        assert scan(same, torch.randn(2, 4, 16, device=DEVICE), 5).rows.tolist() == [[0, 1, 2, 3, 4]] * 2
+    codes = Blocked.of(torch.randint(0, 2, (250, 4), dtype=torch.uint8, device=DEVICE))
+    own, wanted = both(scan, codes, torch.randn(2, 4, 16, device=DEVICE).sign(), 30)
+    assert torch.equal(own.rows, wanted.rows)
+
+
+def test_queries_that_do_not_fit_together_are_searched_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = Blocked.of(torch.randint(0, 16, (100, 6), dtype=torch.uint8, device=DEVICE))
+    tables = torch.randn(3, 6, 16, device=DEVICE)
+    with dispatch.only("triton"):
+        whole = scan(codes, tables, 3)
+        monkeypatch.setattr(ours, "ROOM", 1)
+        assert torch.equal(scan(codes, tables, 3).rows, whole.rows)
+
+
+def test_no_queries_and_no_documents() -> None:
+    none = Blocked.of(torch.zeros(0, 4, dtype=torch.uint8, device=DEVICE))
+    with dispatch.only("triton"):
+        assert scan(none, torch.randn(2, 4, 16, device=DEVICE), 3).rows.tolist() == [[-1] * 3] * 2
+        some = torch.zeros(9, 4, dtype=torch.uint8, device=DEVICE)
+        assert hamming(some, some[:0], 3).rows.shape == (0, 3)
