@@ -22,6 +22,7 @@ from bitwright.kernels.triton.form import assembles
 
 TILE = 4096  # documents
 ROOM = 2**26  # keys held at a time
+STEPS = 4, 2, 1  # rows of a block that are loaded together
 ABSENT = constexpr(-(2**31))  # the key of a document that is refused or not there
 Launch = Callable[[int, int, Int32[Tensor, "q c"] | None, Int32[Tensor, "q _"]], None]  # queries from, to; tiles; their keys
 
@@ -33,7 +34,7 @@ def scan(
         return None
     q, (blocks, pairs, _) = len(tables.values), codes.data.shape
     words, values = codes.data.flatten().view(torch.int32), tables.values.contiguous()
-    step = next(step for step in (4, 2, 1) if pairs % step == 0) if pairs else 1
+    step = next(step for step in STEPS if pairs % step == 0)
 
     def launch(first: int, last: int, chosen: Int32[Tensor, "q c"] | None, keys: Int32[Tensor, "q _"]) -> None:
         turns = keys.shape[1] if chosen is None else chosen.shape[1]
@@ -209,7 +210,9 @@ def bits_kernel(
         found = tl.zeros((DOCS,), tl.int32)
         for at in tl.static_range(0, WIDTH, RUN):
             place = at + tl.arange(0, RUN)
-            ours = tl.load(codes + tl.minimum(row, left - 1)[:, None] * WIDTH + place[None, :], mask=place[None, :] < WIDTH, other=0)
+            ours = tl.load(
+                codes + tl.minimum(row, left - 1)[:, None] * WIDTH + place[None, :], mask=place[None, :] < WIDTH, other=0
+            )
             differ = (ours ^ tl.load(wanted + place, mask=place < WIDTH, other=0)[None, :]).to(tl.int32)
             if ASM != "":
                 found -= tl.sum(tl.inline_asm_elementwise(ASM, "=r,r", [differ], dtype=tl.int32, is_pure=True, pack=1), 1)
