@@ -142,6 +142,7 @@ def measured(size: int, speed: float, scan: Callable[[], Any], whole: Callable[[
 
 def best_rows(keys: Tensor) -> Tensor:
     """The K largest keys' rows, lower rows first among equals."""
+    keys = keys.clamp_min(1 - 2**31)  # so that a place can be taken off
     wide = torch.cat(
         [(part.long() << 32) - i * PIECE - torch.arange(len(part), device="cuda") for i, part in enumerate(keys.split(PIECE))]
     )

@@ -1,4 +1,4 @@
-"""Scans on a GPU are the reference, bit for bit: checked by Triton's interpreter on the CPU, or on a GPU with TRITON_INTERPRET=0."""
+"""Scans on a GPU are the reference, bit for bit: in Triton's interpreter on the CPU, or on a GPU with TRITON_INTERPRET=0."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +10,10 @@ from torch import Tensor
 from bitwright.kernels import dispatch
 from bitwright.kernels.scanning import Blocked, Found, hamming, scan
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 from bitwright.kernels.triton import scan as ours
 
-DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
+DEVICE = "cpu" if ours.suits(torch.device("cpu")) else "cuda"
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +79,37 @@ def test_no_queries_and_no_documents() -> None:
         assert scan(none, torch.randn(2, 4, 16, device=DEVICE), 3).rows.tolist() == [[-1] * 3] * 2
         some = torch.zeros(9, 4, dtype=torch.uint8, device=DEVICE)
         assert hamming(some, some[:0], 3).rows.shape == (0, 3)
+
+
+def test_the_assembly_is_the_plain_form() -> None:
+    """NVIDIA's instructions, read one by one: 8 sums of 2 tables, each word 4 documents."""
+    words, values = torch.randint(0, 2**32, (2,)).tolist(), torch.randint(0, 128, (2, 16)).tolist()
+    tables = [int.from_bytes(bytes(table[i : i + 4]), "little") for table in values for i in (0, 4, 8, 12)]
+    sums = torch.randint(0, 1000, (8,)).tolist()
+    found = executed(ours.LOOKUP, dict(enumerate([*words, *tables, *sums], 8)))
+    for i in range(8):
+        byte = words[i // 4] >> i % 4 * 8
+        assert found[i] == sums[i] + values[0][byte & 15] + values[1][byte >> 4 & 15]
+
+
+def executed(text: str, numbers: dict[int, int]) -> list[int]:
+    """The numbers $0, $1, ... after the instructions that a lookup is made of."""
+    own: dict[str, int] = {f"${i}": number for i, number in numbers.items()}
+
+    def bits(a: int, b: int, c: int, choice: int) -> int:
+        return sum((choice >> (a >> i & 1) * 4 + (b >> i & 1) * 2 + (c >> i & 1) & 1) << i for i in range(32))
+
+    does = {
+        "mov": lambda a: a,
+        "shl": lambda a, n: a << n,
+        "shr": lambda a, n: a >> n,
+        "and": lambda a, b: a & b,
+        "add": lambda a, b: a + b,
+        "lop3": bits,
+        "prmt": lambda a, b, c: sum(((b << 32 | a) >> 8 * (c >> 4 * i & 15) & 255) << 8 * i for i in range(4)),
+        "dp4a": lambda a, b, c: c + sum((a >> 8 * i & 255) * (b >> 8 * i & 255) for i in range(4)),
+    }
+    for line in text[text.index(";") + 1 : -1].split(";")[:-1]:
+        name, into, *given = line.replace(",", " ").split()
+        own[into] = does[name.split(".")[0]](*(own[x] if x in own else int(x, 0) for x in given)) & 0xFFFFFFFF
+    return [own[f"${i}"] for i in range(8)]

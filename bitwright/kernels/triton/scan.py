@@ -8,7 +8,7 @@ Keys are whole numbers that order as the scores do: sums of bytes, minus distanc
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, no_type_check
+from typing import no_type_check
 
 import torch
 import triton
@@ -30,7 +30,7 @@ Launch = Callable[[int, int, Int32[Tensor, "q c"] | None, Int32[Tensor, "q _"]],
 def scan(
     codes: Blocked, tables: Rounded, k: int, factor: Float[Tensor, "n"] | None, allowed: UInt8[Tensor, "_"] | None
 ) -> Found | None:
-    if not suits(codes.device):
+    if not suits(codes.device) or not codes.tables:
         return None
     q, (blocks, pairs, _) = len(tables.values), codes.data.shape
     words, values = codes.data.flatten().view(torch.int32), tables.values.contiguous()
@@ -39,9 +39,9 @@ def scan(
     def launch(first: int, last: int, chosen: Int32[Tensor, "q c"] | None, keys: Int32[Tensor, "q _"]) -> None:
         turns = keys.shape[1] if chosen is None else chosen.shape[1]
         lookup_kernel[((last - first) * turns,)](
-            words, values[first:], values[first:].flatten().view(torch.int64), tables.scale[first:], tables.bias[first:], factor, allowed,
-            chosen, keys, codes.count, blocks, last - first, turns,
-            PAIRS=pairs, GROUP=TILE // 64, STEP=step, ASM=STEP_ASM if ASSEMBLED and assembles(words) else "",
+            words, values[first:], values[first:].flatten().view(torch.int64), tables.scale[first:], tables.bias[first:],
+            factor, allowed, chosen, keys, codes.count, blocks, last - first, turns,
+            PAIRS=pairs, GROUP=TILE // 64, STEP=step, ASM=LOOKUP if ASSEMBLED and assembles(words) else "",
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
 
@@ -65,7 +65,8 @@ def hamming(
         turns = keys.shape[1] if chosen is None else chosen.shape[1]
         bits_kernel[((last - first) * turns,)](
             codes, queries[first:], allowed, chosen, keys, n, last - first, turns,
-            WIDTH=width, RUN=run, DOCS=min(TILE, 8192 // run), TILE=TILE, ASM=POPC_ASM if ASSEMBLED and assembles(codes) else "", num_warps=4,
+            WIDTH=width, RUN=run, DOCS=min(TILE, 8192 // run), TILE=TILE,
+            ASM="popc.b32 $0, $1;" if ASSEMBLED and assembles(codes) else "", num_warps=4,
         )  # fmt: skip
 
     keys, rows = nearest(q, n, k, codes.device, launch)
@@ -135,8 +136,7 @@ def added() -> str:
 
 
 ASSEMBLED = True  # whether NVIDIA's own instructions are written into the kernels: a bench may say no
-STEP_ASM = added()
-POPC_ASM = "popc.b32 $0, $1;"
+LOOKUP = added()
 WHERE = constexpr(",".join(["=r"] * 8 + ["r"] * 18))
 SUMS = constexpr((tl.int32,) * 8)
 
@@ -197,7 +197,7 @@ def bits_kernel(
     codes, wanted, allowed, chosen, keys, count, queries, turns,
     WIDTH: constexpr, RUN: constexpr, DOCS: constexpr, TILE: constexpr, ASM: constexpr,
 ):  # fmt: skip
-    """One tile for one query, DOCS documents at a time: minus the bits that differ. Codes are words, or bytes where those do not fit."""
+    """One tile for one query, DOCS documents at a time: minus the bits that differ. Codes are words or bytes."""
     query, turn = tl.program_id(0) % queries, tl.program_id(0) // queries
     tile = turn if chosen is None else tl.load(chosen + query * turns + turn)
     start = tile.to(tl.int64) * TILE
