@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from bitwright.kernels import dispatch
-from bitwright.kernels.scanning import Blocked, Found, hamming, scan
+from bitwright.kernels.scanning import Blocked, Found, hamming, rounded, scan
 
 pytest.importorskip("triton")
 from bitwright.kernels.triton import scan as ours
+from bitwright.kernels.triton import scan_few, scan_many
 
 DEVICE = "cpu" if ours.suits(torch.device("cpu")) else "cuda"
 
@@ -54,6 +55,31 @@ def test_distances_are_the_reference(n: int, width: int, k: int, filtered: bool)
     assert torch.equal(own.rows, wanted.rows) and torch.equal(own.scores, wanted.scores)
 
 
+@pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("t", [3, 66])
+def test_many_queries_at_once_are_the_reference(t: int, filtered: bool, weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of any values, and whole ones that add up over bits; runs of bytes that are not full."""
+    monkeypatch.setattr(ours, "MANY_NIBBLES", 1)
+    n, signs = 150, torch.tensor([[1, -1][i >> b & 1] for i in range(16) for b in range(4)], device=DEVICE).view(16, 4).float()
+    codes = Blocked.of(torch.randint(0, 16, (n, t), dtype=torch.uint8, device=DEVICE))
+    factor, allowed = torch.randn(n, device=DEVICE) if weighted else None, bitmap(n, 0.3) if filtered else None
+    for tables, kinds in ((torch.randn(2, t, 16), 32), (torch.randint(-3, 4, (2, t, 4)).float() @ signs.cpu().T, 8)):
+        tables = tables.to(DEVICE)
+        assert len(scan_many.of_tables(rounded(tables).values).bytes) == kinds
+        own, wanted = both(scan, codes, tables, 5, factor, allowed)
+        assert torch.equal(own.rows, wanted.rows) and torch.equal(own.scores, wanted.scores)
+
+
+@pytest.mark.parametrize("width", [3, 40])
+@pytest.mark.parametrize("filtered", [False, True])
+def test_many_distances_at_once_are_the_reference(width: int, filtered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "MANY_BITS", 1)
+    codes, queries = (torch.randint(0, 256, (m, width), dtype=torch.uint8, device=DEVICE) for m in (150, 3))
+    own, wanted = both(hamming, codes, queries, 5, bitmap(150, 0.3) if filtered else None)
+    assert torch.equal(own.rows, wanted.rows) and torch.equal(own.scores, wanted.scores)
+
+
 def test_equals_come_in_the_order_of_their_rows() -> None:
     """All documents alike, in more tiles than are asked for; then with few values, so that every tile's best is the same."""
     same = Blocked.of(torch.zeros(500, 4, dtype=torch.uint8, device=DEVICE))
@@ -86,10 +112,21 @@ def test_the_assembly_is_the_plain_form() -> None:
     words, values = torch.randint(0, 2**32, (2,)).tolist(), torch.randint(0, 128, (2, 16)).tolist()
     tables = [int.from_bytes(bytes(table[i : i + 4]), "little") for table in values for i in (0, 4, 8, 12)]
     sums = torch.randint(0, 1000, (8,)).tolist()
-    found = executed(ours.LOOKUP, dict(enumerate([*words, *tables, *sums], 8)))
+    found = executed(scan_few.LOOKUP, dict(enumerate([*words, *tables, *sums], 8)))
     for i in range(8):
         byte = words[i // 4] >> i % 4 * 8
         assert found[i] == sums[i] + values[0][byte & 15] + values[1][byte >> 4 & 15]
+
+
+def test_the_assembly_of_choices_is_the_plain_form() -> None:
+    word = int(torch.randint(0, 2**32, (1,)))
+    for kind in range(40):
+        kinds, kind = (8, kind) if kind < 8 else (32, kind - 8)
+        found = executed(scan_many.chooses(kind, kinds), {1: word})[0]
+        for i in range(4):
+            byte = word >> 8 * i & 255
+            wanted = byte >> kind & 1 if kinds == 8 else (byte >> kind // 16 * 4 & 15) == kind % 16
+            assert found >> 8 * i & 255 == wanted
 
 
 def executed(text: str, numbers: dict[int, int]) -> list[int]:
@@ -105,6 +142,7 @@ def executed(text: str, numbers: dict[int, int]) -> list[int]:
         "shr": lambda a, n: a >> n,
         "and": lambda a, b: a & b,
         "add": lambda a, b: a + b,
+        "sub": lambda a, b: a - b,
         "lop3": bits,
         "prmt": lambda a, b, c: sum(((b << 32 | a) >> 8 * (c >> 4 * i & 15) & 255) << 8 * i for i in range(4)),
         "dp4a": lambda a, b, c: c + sum((a >> 8 * i & 255) * (b >> 8 * i & 255) for i in range(4)),
@@ -112,4 +150,4 @@ def executed(text: str, numbers: dict[int, int]) -> list[int]:
     for line in text[text.index(";") + 1 : -1].split(";")[:-1]:
         name, into, *given = line.replace(",", " ").split()
         own[into] = does[name.split(".")[0]](*(own[x] if x in own else int(x, 0) for x in given)) & 0xFFFFFFFF
-    return [own[f"${i}"] for i in range(8)]
+    return [number for name, number in sorted(own.items()) if name[0] == "$" and int(name[1:]) not in numbers]
