@@ -111,7 +111,7 @@ def many_kernel(
             byte = tl.load(codes + ((line * row_stride)[:, None] + place[None, :]), mask=(line < ROWS)[:, None], other=0)
             for kind in tl.static_range(KINDS):
                 w = tl.load(weights + (((kind * groups * QUERIES + query) * (RUNS * 32))[:, None] + line[None, :]))
-                total = tl.dot(w, ones(byte, kind, KINDS, ASM[kind]), total, out_dtype=tl.int32)
+                total = tl.dot(w, ones(byte, kind, KINDS, ASM), total, out_dtype=tl.int32)
         found = total + least[:, None]
         if factor is not None:
             size = tl.load(factor + start + row, mask=row < left, other=0.0).to(tl.float32)
@@ -125,8 +125,8 @@ def many_kernel(
 @no_type_check
 def ones(byte, kind: constexpr, KINDS: constexpr, ASM: constexpr):
     """One where a byte has this bit, or a nibble this value."""
-    if ASM != "":
-        return tl.inline_asm_elementwise(ASM, "=r,r", [byte], dtype=tl.int8, is_pure=True, pack=4)
+    if ASM[kind] != "":
+        return tl.inline_asm_elementwise(ASM[kind], "=r,r", [byte], dtype=tl.int8, is_pure=True, pack=4)
     elif KINDS == 8:
         return ((byte >> kind) & 1).to(tl.int8)
     else:
