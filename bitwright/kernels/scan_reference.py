@@ -34,8 +34,8 @@ def hamming(codes: UInt8[Tensor, "n b"], queries: UInt8[Tensor, "q b"], k: int, 
         best = better(best, keys, rows, k, allowed)
     missing = k - best.rows.shape[1]
     rows = torch.nn.functional.pad(best.rows, (0, missing), value=-1)
-    distances = torch.nn.functional.pad(-best.scores, (0, missing)).masked_fill(rows < 0, FAR)
-    return Found(distances.long().int().masked_fill(rows < 0, FAR), rows)
+    distances = torch.nn.functional.pad(-best.scores, (0, missing)).masked_fill(rows < 0, 0)
+    return Found(distances.int().masked_fill(rows < 0, FAR), rows)
 
 
 def score(tables: Rounded, sums: Float[Tensor, "q c"]) -> Float[Tensor, "q c"]:

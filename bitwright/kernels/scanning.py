@@ -139,9 +139,11 @@ def score(
 
 
 def hamming(
-    codes: UInt8[Tensor, "n bytes"], queries: UInt8[Tensor, "q bytes"], k: int, allowed: UInt8[Tensor, "_"] | None = None
+    codes: UInt8[Tensor, "n bytes"], queries: UInt8[Tensor, "q own"], k: int, allowed: UInt8[Tensor, "_"] | None = None
 ) -> Found:
     """The k documents that differ from a query in the fewest bits; scores are those numbers of bits. `allowed` as in `scan`."""
+    if codes.shape[1] != queries.shape[1]:
+        raise ValueError(f"The codes have {8 * codes.shape[1]} bits, the queries {8 * queries.shape[1]}; encode both alike.")
     check(k, len(codes), allowed)
     return Found(*call("hamming", codes, queries, k, allowed))
 
