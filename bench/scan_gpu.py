@@ -24,6 +24,7 @@ from torch import Tensor
 from bitwright.kernels import dispatch, scanning
 from bitwright.kernels.scanning import Blocked
 from bitwright.kernels.triton import scan as ours
+from bitwright.kernels.triton import scan_many
 
 BYTES, K, PIECE = 32, 10, 1 << 22
 
@@ -168,7 +169,7 @@ def milliseconds(call: Callable[[], Any]) -> float:
     end.record()
     torch.cuda.synchronize()
     for _ in range(30 if begin.elapsed_time(end) < 20 else 5):
-        torch.cuda._sleep(400_000)
+        torch.cuda._sleep(1_000_000)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         call()
@@ -193,17 +194,47 @@ def selection(n: int) -> dict[str, float]:
 
 
 def variants(data: Tensor, n: int, speed: float) -> list[dict[str, Any]]:
-    codes, rounded, rows = Blocked(data.view(-1, BYTES, 32), n), scanning.rounded(tables_of(1, 256, 1)), []
+    """Sizes of tiles and steps for one query, of products for many; from how many queries on a product is faster."""
+    codes, rows = Blocked(data.view(-1, BYTES, 32), n), list[dict[str, Any]]()
+
+    def row(call: Callable[[], Any], **what: Any) -> None:
+        try:
+            rows.append({**what, "ms": milliseconds(call)})
+            rows[-1]["of_read"] = data.nbytes / rows[-1]["ms"] / 1e6 / speed
+        except Exception as failure:
+            rows.append({**what, "failed": repr(failure)[:300]})
+        print(rows[-1], flush=True)
+
+    def searches(q: int) -> dict[str, Callable[[], Any]]:
+        signs, others = (scanning.rounded(t) for t in (tables_of(q, 256, 1), torch.randn(q, 64, 16, device="cuda")))
+        queries = torch.randint(0, 256, (q, BYTES), dtype=torch.uint8, device="cuda")
+        made = {
+            name: lambda t=t: dispatch.call("scan", codes, t, K, None, None) for name, t in (("sign", signs), ("other", others))
+        }
+        return {**made, "hamming": lambda: dispatch.call("hamming", data.view(n, BYTES), queries, K, None)}
+
+    sign = searches(1)["sign"]
     for tile in (2048, 4096, 8192):
         for steps in ((8, 1), (4, 1), (2, 1), (1,)):
             ours.TILE, ours.STEPS = tile, steps
-            try:
-                ms = milliseconds(lambda: dispatch.call("scan", codes, rounded, K, None, None))
-                rows.append({"tile": tile, "step": steps[0], "ms": ms, "of_read": data.nbytes / ms / 1e6 / speed})
-            except Exception as failure:
-                rows.append({"tile": tile, "step": steps[0], "failed": repr(failure)[:300]})
-            print(rows[-1], flush=True)
+            row(sign, tile=tile, step=steps[0])
     ours.TILE, ours.STEPS = 4096, (4, 2, 1)
+    before = ours.LOOKUP  # without looking anything up, what reading in this order takes
+    ours.LOOKUP = " ".join(f"xor.b32 ${i}, ${8 + i % 2}, ${18 + i};" for i in range(8))
+    row(sign, tile=4096, step=4, looks_up=False)
+    ours.LOOKUP = before
+    borders = ours.MANY_BITS, ours.MANY_NIBBLES
+    for q in (8, 32, 128):
+        for name, search in searches(q).items():
+            for least in (1, q + 1):
+                ours.MANY_BITS = ours.MANY_NIBBLES = least
+                row(search, queries=q, codes=name, at_once=least == 1)
+    ours.MANY_BITS, ours.MANY_NIBBLES = borders
+    for documents in (64, 256):
+        scan_many.DOCS = documents
+        for name, search in searches(256).items():
+            row(search, queries=256, codes=name, documents=documents)
+    scan_many.DOCS = 128
     return rows
 
 
@@ -220,8 +251,8 @@ def read_kernel(words, sums, n, SIZE: tl.constexpr, TURNS: tl.constexpr):
     start = tl.program_id(0).to(tl.int64) * (SIZE * TURNS)
     for i in tl.static_range(TURNS):
         at = start + i * SIZE + tl.arange(0, SIZE)
-        total += tl.load(words + at, mask=at < n, other=0)
-    tl.store(sums + tl.program_id(0), tl.sum(total, 0))
+        total |= tl.load(words + at, mask=at < n, other=0)
+    tl.store(sums + tl.program_id(0), tl.max(total, 0))
 
 
 if __name__ == "__main__":

@@ -55,9 +55,7 @@ def test_distances_are_the_reference(n: int, width: int, k: int, filtered: bool)
     assert torch.equal(own.rows, wanted.rows) and torch.equal(own.scores, wanted.scores)
 
 
-@pytest.mark.parametrize("filtered", [False, True])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("t", [3, 66])
+@pytest.mark.parametrize("t, filtered, weighted", [(3, False, False), (3, True, True), (66, False, True)])
 def test_many_queries_at_once_are_the_reference(t: int, filtered: bool, weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables of any values, and whole ones that add up over bits; runs of bytes that are not full."""
     monkeypatch.setattr(ours, "MANY_NIBBLES", 1)
@@ -69,6 +67,21 @@ def test_many_queries_at_once_are_the_reference(t: int, filtered: bool, weighted
         assert len(scan_many.of_tables(rounded(tables).values).bytes) == kinds
         own, wanted = both(scan, codes, tables, 5, factor, allowed)
         assert torch.equal(own.rows, wanted.rows) and torch.equal(own.scores, wanted.scores)
+
+
+@pytest.mark.parametrize("points", [(-1.0, 1.0), (-1.51, -0.45, 0.45, 1.51), tuple(range(16))], ids=len)
+def test_tables_that_add_up_over_bits_still_do_when_rounded(points: tuple[float, ...]) -> None:
+    """So a matrix product of bits is enough; and the rounded tables keep the float ones' mean and are near them."""
+    bits, nibbles = (len(points) - 1).bit_length(), torch.arange(16)
+    values = torch.stack([torch.tensor(points)[nibbles >> bits * i & len(points) - 1] for i in range(4 // bits)]).float()
+    tables = torch.randn(3, 20, 4 // bits) @ values
+    found = rounded(tables)
+    assert len(scan_many.of_tables(found.values).bytes) == 8
+    near = found.scale[:, None, None] * found.values + ((tables - found.scale[:, None, None] * found.values).mean(2, keepdim=True))
+    assert ((near - tables).abs() <= 2.001 * found.scale[:, None, None]).all()
+    torch.testing.assert_close(
+        found.bias + found.scale * found.values.float().mean(2).sum(1), tables.mean(2).sum(1), atol=1e-3, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("width", [3, 40])
