@@ -1,8 +1,11 @@
 """Scans on a GPU are the reference, bit for bit: in Triton's interpreter on the CPU, or on a GPU with TRITON_INTERPRET=0."""
 
+import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,8 +14,11 @@ from bitwright.kernels import dispatch
 from bitwright.kernels.scanning import Blocked, Found, hamming, rounded, scan
 
 pytest.importorskip("triton")
+import triton
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
 from bitwright.kernels.triton import scan as ours
-from bitwright.kernels.triton import scan_few, scan_many
+from bitwright.kernels.triton import scan_many
 
 DEVICE = "cpu" if ours.suits(torch.device("cpu")) else "cuda"
 
@@ -120,47 +126,66 @@ def test_no_queries_and_no_documents() -> None:
         assert hamming(some, some[:0], 3).rows.shape == (0, 3)
 
 
-def test_the_assembly_is_the_plain_form() -> None:
-    """NVIDIA's instructions, read one by one: 8 sums of 2 tables, each word 4 documents."""
-    words, values = torch.randint(0, 2**32, (2,)).tolist(), torch.randint(0, 128, (2, 16)).tolist()
-    tables = [int.from_bytes(bytes(table[i : i + 4]), "little") for table in values for i in (0, 4, 8, 12)]
-    sums = torch.randint(0, 1000, (8,)).tolist()
-    found = executed(scan_few.LOOKUP, dict(enumerate([*words, *tables, *sums], 8)))
-    for i in range(8):
-        byte = words[i // 4] >> i % 4 * 8
-        assert found[i] == sums[i] + values[0][byte & 15] + values[1][byte >> 4 & 15]
+def test_what_is_written_in_assembly_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter reads NVIDIA's instructions too, as far as the kernels use them (`executed`)."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(InterpreterBuilder, "create_inline_asm", executed)
+        monkeypatch.setattr(triton.language.tuple, "__radd__", lambda own, other: other + tuple(own.values), raising=False)
+    monkeypatch.setattr(ours, "assembles", lambda _: True)
+    codes = Blocked.of(torch.randint(0, 16, (90, 6), dtype=torch.uint8, device=DEVICE))
+    signs = torch.tensor([[1.0 if i >> b & 1 else -1.0 for i in range(16)] for b in range(4)], device=DEVICE)
+    bits, queries = (torch.randint(0, 256, (n, 8), dtype=torch.uint8, device=DEVICE) for n in (90, 2))
+    for least in (100, 1):
+        monkeypatch.setattr(ours, "MANY_NIBBLES", least)
+        monkeypatch.setattr(ours, "MANY_BITS", least)
+        for tables in (torch.randn(2, 6, 16, device=DEVICE), torch.randn(2, 6, 4, device=DEVICE) @ signs):
+            own, wanted = both(scan, codes, tables, 90)
+            assert torch.equal(own.rows, wanted.rows) and torch.equal(own.scores, wanted.scores)
+        own, wanted = both(hamming, bits, queries, 90)
+        assert torch.equal(own.rows, wanted.rows) and torch.equal(own.scores, wanted.scores)
 
 
-def test_the_assembly_of_choices_is_the_plain_form() -> None:
-    word = int(torch.randint(0, 2**32, (1,)))
-    for kind in range(40):
-        kinds, kind = (8, kind) if kind < 8 else (32, kind - 8)
-        found = executed(scan_many.chooses(kind, kinds), {1: word})[0]
-        for i in range(4):
-            byte = word >> 8 * i & 255
-            wanted = byte >> kind & 1 if kinds == 8 else (byte >> kind // 16 * 4 & 15) == kind % 16
-            assert found >> 8 * i & 255 == wanted
+def executed(_: object, text: str, constraints: str, given: list[Any], kinds: list[Any], pure: bool, pack: int) -> Any:
+    """One thread's registers of `pack` neighbouring elements at a time, all threads at once."""
+    outs = constraints.count("=")
+    shape = given[0].data.shape
+    registers = [np.ascontiguousarray(x.data).view(np.uint8).reshape(-1, x.data.itemsize * pack).view(np.uint32) for x in given]
+    inputs = np.concatenate(registers, 1).astype(np.uint64)
+    own = {f"${outs + i}": inputs[:, i] for i in range(inputs.shape[1])}
 
+    def byte(x: Any, i: Any) -> Any:
+        return x >> np.uint64(8) * i & np.uint64(255)
 
-def executed(text: str, numbers: dict[int, int]) -> list[int]:
-    """The numbers $0, $1, ... after the instructions that a lookup is made of."""
-    own: dict[str, int] = {f"${i}": number for i, number in numbers.items()}
+    def lop3(a: Any, b: Any, c: Any, table: Any) -> Any:
+        rows = [i for i in range(8) if int(table) >> i & 1]
+        picks = [(a if i & 4 else ~a) & (b if i & 2 else ~b) & (c if i & 1 else ~c) for i in rows]
+        return functools.reduce(np.bitwise_or, picks)
 
-    def bits(a: int, b: int, c: int, choice: int) -> int:
-        return sum((choice >> (a >> i & 1) * 4 + (b >> i & 1) * 2 + (c >> i & 1) & 1) << i for i in range(32))
-
-    does = {
+    does: dict[str, Callable[..., Any]] = {
         "mov": lambda a: a,
         "shl": lambda a, n: a << n,
         "shr": lambda a, n: a >> n,
         "and": lambda a, b: a & b,
         "add": lambda a, b: a + b,
         "sub": lambda a, b: a - b,
-        "lop3": bits,
-        "prmt": lambda a, b, c: sum(((b << 32 | a) >> 8 * (c >> 4 * i & 15) & 255) << 8 * i for i in range(4)),
-        "dp4a": lambda a, b, c: c + sum((a >> 8 * i & 255) * (b >> 8 * i & 255) for i in range(4)),
+        "popc": lambda a: sum(a >> np.uint64(i) & np.uint64(1) for i in range(32)),
+        "lop3": lop3,
+        "prmt": lambda a, b, c: sum(
+            byte(b << np.uint64(32) | a, c >> np.uint64(4 * i) & np.uint64(7)) << np.uint64(8 * i) for i in range(4)
+        ),
+        "dp4a": lambda a, b, c: c + sum(byte(a, np.uint64(i)) * byte(b, np.uint64(i)) for i in range(4)),
     }
-    for line in text[text.index(";") + 1 : -1].split(";")[:-1]:
-        name, into, *given = line.replace(",", " ").split()
-        own[into] = does[name.split(".")[0]](*(own[x] if x in own else int(x, 0) for x in given)) & 0xFFFFFFFF
-    return [number for name, number in sorted(own.items()) if name[0] == "$" and int(name[1:]) not in numbers]
+    for line in filter(str.strip, text.strip("{}").split(";")):
+        name, into, *parts = line.replace(",", " ").split()
+        if name != ".reg":
+            values = [own[x] if x in own else np.uint64(int(x, 0)) for x in parts]
+            assert name[:4] != "prmt" or not np.any(values[2] & np.uint64(0x8888))  # which would ask for signs
+            own[into] = np.broadcast_to(does[name.split(".")[0]](*values) & np.uint64(0xFFFFFFFF), inputs.shape[:1])
+    each = [np.dtype({8: np.int8, 32: np.int32}[kind.scalar.primitive_bitwidth]) for kind in kinds]
+    found, at = [], 0
+    for kind, dtype in zip(kinds, each):
+        count = dtype.itemsize * pack // 4
+        words = np.stack([own[f"${at + i}"] for i in range(count)], 1).astype(np.uint32)
+        found.append(TensorHandle(words.view(dtype).reshape(shape).copy(), kind.scalar))
+        at += count
+    return SimpleNamespace(get_result=found.__getitem__)

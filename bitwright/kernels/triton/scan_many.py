@@ -15,6 +15,7 @@ from torch import Tensor
 from triton.language import constexpr
 
 from bitwright.kernels.triton.scan_few import ABSENT, let, ordered
+from bitwright.kernels.triton.words import again, joined
 
 RUN = 32  # bytes of a document in a product: the least that a tensor core takes
 QUERIES, DOCS = 128, 128  # of a product
@@ -74,7 +75,7 @@ def many(
         codes, weights.bytes, weights.under, *sizes, allowed, keys, count, q, tiles, groups, *strides,
         ROWS=rows, RUNS=padded_rows // RUN, KINDS=kinds, QUERIES=QUERIES, DOCS=min(DOCS, tile), TILE=tile,
         ASM=tuple(chooses(kind, kinds) if assembled else "" for kind in range(kinds)),
-        num_warps=8, enable_fp_fusion=False,
+        TURN=TURN if assembled and strides[2] == 1 else "", num_warps=8, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -87,11 +88,43 @@ def chooses(kind: int, kinds: int) -> str:
     return f"{{.reg .b32 t; {shifted} {wanted} sub.u32 t, 0x10101010, t; shr.u32 t, t, 4; and.b32 $0, t, 0x01010101;}}"
 
 
+# four rows of four documents' bytes ($4, $8, $12, $16, each four times) to four documents' bytes of four rows
+TURN = (
+    "{.reg .b32 a, b, c, d; prmt.b32 a, $4, $8, 0x5140; prmt.b32 b, $12, $16, 0x5140; prmt.b32 c, $4, $8, 0x7362; "
+    "prmt.b32 d, $12, $16, 0x7362; prmt.b32 $0, a, b, 0x5410; prmt.b32 $1, a, b, 0x7632; prmt.b32 $2, c, d, 0x5410; "
+    "prmt.b32 $3, c, d, 0x7632;}"
+)
+TURNS = constexpr(",".join(["=r"] * 4 + ["r"] * 16))
+BYTES = constexpr((tl.int8,) * 4)
+
+
+@triton.jit
+@no_type_check
+def turned(codes, run, part, left, ROWS: constexpr, DOCS: constexpr, TURN: constexpr):
+    """Bytes of blocked codes [32 rows, DOCS], a document's next to each other in a thread: so they are stored for a product."""
+    words = codes.to(tl.pointer_type(tl.int32))
+    four = part // 4 + tl.arange(0, DOCS // 4)[None, :]
+    line = run * 32 + tl.arange(0, 8)[:, None] * 4
+    at = tl.minimum(four // 8, (left - 1) // 32) * (ROWS * 8) + line * 8 + four % 8
+    parts = tl.inline_asm_elementwise(TURN, TURNS, rows(words + at, line, ROWS, 4), dtype=BYTES, is_pure=True, pack=4)
+    return joined(parts, 2).permute(0, 2, 1, 4, 3).reshape(32, DOCS)
+
+
+@triton.jit
+@no_type_check
+def rows(words, line, ROWS: constexpr, COUNT: constexpr):
+    """The words of COUNT rows, each word four times: registers of bytes are written from as many words."""
+    end = tl.load(words + (COUNT - 1) * 8, mask=line + (COUNT - 1) < ROWS, other=0)
+    end = (again(end, 4).reshape(8, words.shape[1], 4),)
+    return end if COUNT == 1 else rows(words, line, ROWS, COUNT - 1) + end
+
+
 @triton.jit
 @no_type_check
 def many_kernel(
     codes, weights, under, scale, bias, factor, allowed, keys, count, queries, tiles, groups, block_stride, row_stride, next_stride,
     ROWS: constexpr, RUNS: constexpr, KINDS: constexpr, QUERIES: constexpr, DOCS: constexpr, TILE: constexpr, ASM: constexpr,
+    TURN: constexpr,
 ):  # fmt: skip
     """The best keys of one tile for QUERIES queries, DOCS documents at a time."""
     group, tile = tl.program_id(0) % groups, tl.program_id(0) // groups  # neighbours read the same codes
@@ -108,7 +141,10 @@ def many_kernel(
         total = tl.zeros((QUERIES, DOCS), tl.int32)
         for run in range(RUNS):
             line = run * 32 + tl.arange(0, 32)
-            byte = tl.load(codes + ((line * row_stride)[:, None] + place[None, :]), mask=(line < ROWS)[:, None], other=0)
+            if TURN != "":
+                byte = turned(codes, run, part, left, ROWS, DOCS, TURN)
+            else:
+                byte = tl.load(codes + ((line * row_stride)[:, None] + place[None, :]), mask=(line < ROWS)[:, None], other=0)
             for kind in tl.static_range(KINDS):
                 w = tl.load(weights + (((kind * groups * QUERIES + query) * (RUNS * 32))[:, None] + line[None, :]))
                 total = tl.dot(w, ones(byte, kind, KINDS, ASM), total, out_dtype=tl.int32)
