@@ -235,6 +235,10 @@ def variants(data: Tensor, n: int, speed: float) -> list[dict[str, Any]]:
         for name, search in searches(256).items():
             row(search, queries=256, codes=name, documents=documents)
     scan_many.DOCS = 128
+    turn, scan_many.TURN = scan_many.TURN, ""
+    for name in ("sign", "other"):
+        row(searches(256)[name], queries=256, codes=name, turned=False)
+    scan_many.TURN = turn
     return rows
 
 

@@ -76,6 +76,7 @@ def many(
         ROWS=rows, RUNS=padded_rows // RUN, KINDS=kinds, QUERIES=QUERIES, DOCS=min(DOCS, tile), TILE=tile,
         ASM=tuple(chooses(kind, kinds) if assembled else "" for kind in range(kinds)),
         TURN=TURN if assembled and strides[2] == 1 else "", num_warps=8, enable_fp_fusion=False,
+        num_stages=2 if kinds == 8 else 1,  # loaded ahead, the weights of 32 kinds do not fit shared memory twice
     )  # fmt: skip
 
 
