@@ -38,11 +38,13 @@ KMEANS = {
     "numba": ("bitwright.kernels.numba.kmeans", "cpu"),
     "reference": ("bitwright.kernels.reference", None),
 }
-SCAN: dict[str, tuple[str, str | None]] = {  # called by kernels/scanning.py, which checks and rounds what they take
+SCAN = {  # called by kernels/scanning.py, which checks and rounds what they take
+    "triton": ("bitwright.kernels.triton.scan", "cuda"),
     "numba": ("bitwright.kernels.numba.scan", "cpu"),
     "reference": ("bitwright.kernels.scan_reference", None),
 }
-HAMMING: dict[str, tuple[str, str | None]] = {
+HAMMING = {
+    "triton": ("bitwright.kernels.triton.scan", "cuda"),
     "numba": ("bitwright.kernels.numba.hamming", "cpu"),
     "reference": ("bitwright.kernels.scan_reference", None),
 }

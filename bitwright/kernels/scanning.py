@@ -83,7 +83,10 @@ class Found(NamedTuple):
 def rounded(tables: Float32[Tensor, "q t 16"]) -> Rounded:
     """One step per query, as fine as the sums allow: the widest pair of tables spans 254, all of them 16 bits.
 
-    Tables that are whole multiples of a step (codes against codes) keep that step where it fits: their sums are exact.
+    Tables that are whole multiples of a step (codes against codes) keep that step where it fits: their sums are exact. Tables that
+    add up over the bits of their nibble (signs, evenly spaced points, four points that mirror each other) are rounded bit by bit,
+    so that they still do, for tensor cores multiply bits: an entry is off by up to 2 steps instead of a half, the sums of
+    documents spread about as little.
     """
     q, t, _ = tables.shape
     if t % 2:
@@ -95,13 +98,22 @@ def rounded(tables: Float32[Tensor, "q t 16"]) -> Rounded:
     span = rest.amax(2)
     total, pair = span.sum(1), span.view(q, -1, 2).sum(2).amax(1) if t else span.sum(1)
     step = torch.maximum(pair / 254, total / (65535 - t / 2 - 1))
+    bits = rest[:, :, [1, 2, 4, 8]] - rest[:, :, :1]
+    taken = (torch.arange(16, device=tables.device) >> torch.arange(4, device=tables.device)[:, None] & 1).float()
+    adds = ((bits @ taken - (rest - rest[:, :, :1])).abs() <= step[:, None, None] / 64).flatten(1).all(1)
+    wider = torch.stack([pair / 251, total / (65535 - 2 * t), bits.abs().flatten(1).amax(1) / 127 if t else total]).amax(0)
+    step = torch.where(adds, wider, step)
     flat = rest.flatten(1)
     least = flat.masked_fill(flat <= 0, torch.inf).amin(1) if t else total
     whole = (flat / least[:, None]).round()
     kept = (whole * least[:, None] == flat).all(1) & (pair <= 255 * least) & (total <= 65535 * least)
     step = torch.where(kept, least, step)
     step = torch.where((step > 0) & step.isfinite(), step, 1.0)
-    return Rounded((rest / step[:, None, None]).round().to(torch.uint8), step, offset.sum(1))
+    weights = (bits / step[:, None, None]).round()
+    sums = weights @ taken - weights.clamp_max(0).sum(2, keepdim=True)
+    values = torch.where(adds[:, None, None], sums, (rest / step[:, None, None]).round())
+    shift = torch.where(adds[:, None], tables.mean(2) - step[:, None] * weights.abs().sum(2) / 2, offset)  # keeps the mean
+    return Rounded(values.to(torch.uint8), step, shift.sum(1))
 
 
 def scan(
