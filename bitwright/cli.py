@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bitwright import console, index
+from bitwright.embed.commands import app as index_app
 from bitwright.errors import BadRequest, Decoded
 
 app = typer.Typer(
@@ -19,6 +20,8 @@ app = typer.Typer(
     help="Make neural networks small: fewer stored bits, the same behaviour, a report that does not flatter.",
     epilog="Start with [b]bitwright demo[/b]. MODEL is a hub id, a Hugging Face directory, or [b]zoo:lm[/b] (ships inside).",
 )
+
+app.add_typer(index_app, name="index")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, Hugging Face directory, or zoo:lm.")]
 Data = Annotated[

@@ -45,7 +45,9 @@ class Scalar:
         if self.bits == 8:
             return self.two(spread, dims)
         if self.bits not in (1, 2, 4) or dims * self.bits % 4:
-            raise BadRequest(f"{dims} coordinates of {self.bits} bits do not fill nibbles; choose 1, 2, 4 or 8 bits and whole nibbles.")
+            raise BadRequest(
+                f"{dims} coordinates of {self.bits} bits do not fill nibbles; choose 1, 2, 4 or 8 bits and whole nibbles."
+            )
         width = 4 // self.bits
         corners = torch.cartesian_prod(*[lloyd_max(2**self.bits)] * width).view(POINTS, width) * spread
         return Book.listed([(start, corners) for start in range(0, dims, width)], dims)

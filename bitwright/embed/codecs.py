@@ -1,10 +1,10 @@
 """Codecs by name, on one dial: stored bits per dimension of the vector.
 
-    rotated    any vectors, hardly any training: a random rotation and the same points for every coordinate
-    itq        as `rotated`, the rotation chosen so that signs lose least
-    product    sixteen learned points per run of neighbouring coordinates
-    residual   sixteen learned points of the whole space, nibble upon nibble
-    allotted   principal coordinates, each with the bits that it is worth (our default)
+rotated    any vectors, hardly any training: a random rotation and the same points for every coordinate
+itq        as `rotated`, the rotation chosen so that signs lose least
+product    sixteen learned points per run of neighbouring coordinates
+residual   sixteen learned points of the whole space, nibble upon nibble
+allotted   principal coordinates, each with the bits that it is worth (our default)
 """
 
 from collections.abc import Callable

@@ -89,5 +89,3 @@ class CodeFile:
         if codec.space_id != header["space_id"]:
             raise ValueError("the codec is not the one that the codes were made with")
         return cls(codec, codes, factor, ids, header["about"])
-
-

@@ -1,0 +1,171 @@
+"""`bitwright index`: build, add, remove, search, evaluate, inspect. Thin layers; heavy imports happen inside the command."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitwright import console
+from bitwright.errors import BadRequest
+
+if TYPE_CHECKING:
+    from bitwright.embed.index import Index
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Vectors as codes: a file that is searched as it lies.",
+    epilog="INPUT is .npy, .safetensors or .parquet with a vector per row, or .jsonl or .txt with a document per line and --model.",
+)
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A file of codes.")]
+Input = Annotated[Path, typer.Argument(metavar="INPUT", help="Vectors or text.")]
+Encoder = Annotated[str | None, typer.Option("--model", help="Folder of a sentence-transformers model, for text.")]
+Bits = Annotated[float, typer.Option(help="Bits per dimension, 0.25 to 8.")]
+MetricName = Annotated[str, typer.Option(help="cosine, or ip for inner products.")]
+Many = Annotated[int, typer.Option("-k", min=1, help="Documents per query.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+PART = 1 << 16
+
+
+@app.command()
+def build(
+    input: Input,
+    out: Annotated[Path, typer.Option("-o", "--out", help="File of codes to write.")],
+    bits: Bits = 1.0,
+    codec: Annotated[str, typer.Option(help="allotted, rotated, itq, product or residual.")] = "allotted",
+    metric: MetricName = "cosine",
+    model: Encoder = None,
+    sample: Annotated[int, typer.Option(min=16, help="Vectors that the codec is fitted on.")] = 65536,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Fit a codec on a sample of the vectors, encode all of them, write one file."""
+    from bitwright.embed import codecs
+    from bitwright.embed.index import Index
+    from bitwright.embed.sources import read
+
+    if out.exists() and not overwrite:
+        raise BadRequest(f"{out} is there already; choose another name or pass --overwrite.")
+    with console.progress() as progress:
+        source = read(input, model, progress)
+        index = Index.empty(codecs.fit(source.sample(sample), bits, codec, metric=metric))
+        index.about = {"model": model or ""}
+        fill(index, source, progress)
+    index.save(out)
+    told(index, out)
+
+
+def fill(index: "Index", source: Any, progress: Any) -> None:
+    done = 0
+    for x, ids in source.parts(PART):
+        index.add(x, ids)
+        progress("encoding", done := done + len(x), len(source))
+
+
+def told(index: "Index", path: Path) -> None:
+    each = index.bytes / max(1, len(index))
+    console.out.print(f"{path}: {len(index):,} vectors of {index.codec.dim} dimensions, {index.codec.name}, {each:.1f} bytes each, "
+                      f"{4 * index.codec.dim / each:.1f} times smaller than fp32; space {index.codec.space_id}")  # fmt: skip
+
+
+@app.command()
+def add(file: File, input: Input, model: Encoder = None) -> None:
+    """Encode more vectors with the codec of the file; the file is replaced whole."""
+    from bitwright.embed.index import Index
+    from bitwright.embed.sources import read
+
+    with console.progress() as progress:
+        index, source = Index.open(file), read(input, model, progress)
+        fill(index, source, progress)
+    index.save(file)
+    told(index, file)
+
+
+@app.command()
+def remove(file: File, ids: Annotated[list[int], typer.Argument(help="Ids of documents.")]) -> None:
+    """Take documents out. Where one is not there, nothing is removed."""
+    import torch
+
+    from bitwright.embed.index import Index
+
+    index = Index.open(file)
+    index.remove(torch.tensor(ids))
+    index.save(file)
+    told(index, file)
+
+
+@app.command()
+def search(
+    file: File,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="A text, or a file of vectors.")],
+    k: Many = 10,
+    oversample: Annotated[float, typer.Option(min=1, help="Candidates per document asked for, scored again from their codes.")] = 4,
+    model: Encoder = None,
+    as_json: Json = False,
+) -> None:
+    """The nearest documents of every query: ids and scores on the scale of the vectors."""
+    from bitwright.embed.index import Index
+
+    index = Index.open(file)
+    hits = index.search(asked(query, model or str((index.about or {}).get("model") or "") or None), k, oversample)
+    if as_json:
+        rows = [{"ids": i, "scores": s} for i, s in zip(hits.ids.tolist(), hits.scores.tolist())]
+        print(json.dumps({"hits": rows, "visited": hits.visited, "bytes_read": hits.bytes_read}))
+        return
+    for i, (ids, scores) in enumerate(zip(hits.ids.tolist(), hits.scores.tolist())):
+        console.out.print(f"query {i}: " + "  ".join(f"{d} ({s:.3f})" for d, s in zip(ids, scores)))
+    console.out.print(f"{hits.visited:,} documents looked at, {hits.bytes_read:,} bytes read per pass")
+
+
+def asked(query: str, model: str | None) -> Any:
+    from tempfile import TemporaryDirectory
+
+    from bitwright.embed.sources import read
+
+    if Path(query).is_file():
+        source = read(Path(query), model)
+        return source[slice(0, len(source))]
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "query.txt"
+        path.write_text(" ".join(query.split()))
+        return read(path, model)[slice(0, 1)]
+
+
+@app.command()
+def evaluate(
+    input: Input,
+    queries: Annotated[Path, typer.Option(help="Vectors or text of queries.")],
+    qrels: Annotated[Path | None, typer.Option(help="Judgements: query-id, corpus-id, score, tab separated.")] = None,
+    bits: Annotated[str, typer.Option(help="Bits per dimension, as a list.")] = "0.5,1,2,4,8",
+    codecs: Annotated[str, typer.Option(help="Codecs to compare, as a list.")] = "allotted,rotated,itq",
+    k: Many = 10,
+    metric: MetricName = "cosine",
+    model: Encoder = None,
+    as_json: Json = False,
+) -> None:
+    """What each codec keeps of a float search, on your vectors, and which one to take."""
+    from bitwright.embed import table
+    from bitwright.embed.judging import judge
+    from bitwright.embed.sources import read
+
+    with console.progress() as progress:
+        documents, asking = (read(path, model, progress) for path in (input, queries))
+        gains = None if qrels is None else table.gains(qrels, documents, asking)
+        x, q = (source[slice(0, len(source))] for source in (documents, asking))
+        found = judge(x, q, table.numbers(bits), codecs.split(","), gains, k, metric, progress=progress)  # type: ignore[arg-type]
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        table.show(found, console.out)
+
+
+@app.command()
+def inspect(file: File, as_json: Json = False) -> None:
+    """What a file of codes says of itself."""
+    from bitwright.embed.codefile import CodeFile
+
+    found = CodeFile.open(file)
+    if as_json:
+        print(json.dumps(found.header(), indent=1))
+        return
+    for name, value in found.header().items():
+        console.out.print(f"{name:10} {value}")
