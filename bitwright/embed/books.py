@@ -3,7 +3,7 @@
 `Scalar`     the same points for every coordinate: those of a grid of 2, 4 or 16 levels (or two nibbles of 16: 256) times the spread
 `Product`    runs of equal width, sixteen points each by k-means: product quantization (Jegou et al., 2011) with codes of four bits
 `Residual`   every nibble a point of the whole space, coding what those before it left (residual quantization, Chen et al., 2010)
-`Allotted`   runs of the widths that lose least together: wide where coordinates are small, several nibbles on one where they are large
+`Allotted`   runs of the widths that lose least together: wide where coordinates are small, two nibbles on one that is large
 
     min over runs   sum over runs D(run) + sum of coordinates left out |y_j|^2   with at most t nibbles
 
@@ -13,6 +13,7 @@ water-filling for nibbles, with the distortion of k-means on the vectors themsel
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -36,7 +37,7 @@ class Maker(Protocol):
 
 @dataclass(frozen=True)
 class Scalar:
-    """`bits` 1, 2, 4 or 8 per coordinate: Lloyd and Max's points for a normal number, stretched by the spread of all coordinates."""
+    """`bits` 1, 2, 4 or 8 per coordinate: Lloyd and Max's points for a normal number, stretched by the spread of them all."""
 
     bits: int = 1
 
@@ -67,7 +68,7 @@ class Product:
     def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
         dims = y.shape[1]
         edges = [dims * i // nibbles for i in range(nibbles + 1)]
-        return learned(y, [(a, b - a) for a, b in zip(edges, edges[1:])], self.rounds, self.seed)
+        return learned(y, [(a, b - a) for a, b in pairwise(edges)], self.rounds, self.seed)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Residual:
 
 @dataclass(frozen=True)
 class Allotted:
-    """`widths`: how many coordinates a nibble may serve. A coordinate may have two nibbles, and what no nibble serves is left out."""
+    """`widths`: how many coordinates a nibble may serve. A coordinate may have two; what none serves is left out."""
 
     widths: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16)
     rounds: int = 25

@@ -62,7 +62,7 @@ class Codec:
         scale: Scale = "least-squares",
         name: str = "",
     ) -> "Codec":
-        """For vectors like `x`, `dims` coordinates (None: all) in `nibbles` nibbles. Raises BadRequest for vectors without a code."""
+        """For vectors like `x`, `dims` coordinates (None: all) in `nibbles` nibbles. Raises BadRequest for bad vectors."""
         for value, kind in ((metric, Metric), (scale, Scale)):
             if value not in get_args(kind):
                 raise BadRequest(f"There is no {value!r} here; choose one of {', '.join(get_args(kind))}.")

@@ -64,8 +64,9 @@ class Index:
         """Vectors, or codes of this codec's space (`space` is theirs). Without ids they go on from the largest.
         Raises BadRequest for ids that are there already, and for codes of another space that is not listed as compatible."""
         if space is not None and space not in (self.codec.space_id, *self.compatible):
-            raise BadRequest(f"These codes are of space {space} and the index is of {self.codec.space_id}: scores would mean nothing; "
-                             "encode the vectors with this index's codec.")  # fmt: skip
+            raise BadRequest(
+                f"These codes are of space {space}, the index of {self.codec.space_id}; encode the vectors with this index's codec."
+            )
         fresh = x if isinstance(x, Codes) else self.codec.encode(x)
         if not len(fresh):
             return

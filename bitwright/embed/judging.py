@@ -25,7 +25,7 @@ PLAIN = "rotated"  # what needs no training
 
 @dataclass(frozen=True)
 class Line:
-    """One codec. `bytes` per vector with its factor; `book` are those of the codec itself; `against` is nDCG minus that of floats."""
+    """One codec. `bytes` per vector with its factor, `book` of the codec itself; `against`: nDCG minus that of floats."""
 
     name: str
     bits: float
@@ -59,8 +59,8 @@ class Judged:
                 continue
             gain = difference(*(torch.tensor(self.per_query[f"{line.name}-{bits:g}"]).double() for line in (plain, best)))
             if gain.value < CLOSE or gain.low <= 0:
-                yield (f"{bits:g} bits: {PLAIN} is within {max(gain.value, 0):.3f} of {best.name}: codes without training do, and the "
-                       "quantizer that an engine has built in (RaBitQ, BBQ) serves as well.")  # fmt: skip
+                near = f"{PLAIN} is within {max(gain.value, 0):.3f} of {best.name}"
+                yield f"{bits:g} bits: {near}: codes without training do, and so does the quantizer that an engine has built in."
             else:
                 yield f"{bits:g} bits: {best.name}, {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] against {PLAIN}."
 
@@ -92,7 +92,7 @@ def judge(
         for name in names:
             codec = codecs.fit(x[:: max(1, len(x) // sample)], width, name, metric=metric)
             index = Index.build(codec, x)
-            ids = index.search(q, k, oversample=4).ids
+            ids = index.search(q, k, oversample=4.0).ids
             shared = overlap(ids, best)
             scored = None if gains is None else ndcg(ids, gains)
             lines.append(line(name, width, codec, index, shared, scored, floats))

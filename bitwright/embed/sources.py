@@ -33,7 +33,7 @@ class Source:
         return len(self.rows)
 
     def __getitem__(self, part: slice) -> Float[Tensor, "n inp"]:
-        return torch.from_numpy(np.ascontiguousarray(self.rows[part], dtype=np.float32))
+        return torch.from_numpy(np.array(self.rows[part], dtype=np.float32))
 
     def parts(self, size: int) -> Iterator[tuple[Float[Tensor, "n inp"], Int64[Tensor, "n"] | None]]:
         for at in range(0, len(self), size):
