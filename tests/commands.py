@@ -31,7 +31,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def small_reader(tiny_llama: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of one block that reads text with the tokenizer of zoo:lm."""
     root = tmp_path_factory.mktemp("reader") / "reader"
-    shutil.copytree(tiny_llama(num_hidden_layers=1, vocab_size=4096, intermediate_size=128), root)
+    shutil.copytree(tiny_llama(num_hidden_layers=1, vocab_size=4096, intermediate_size=128, max_position_embeddings=512), root)
     for part in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(zoo.path("lm") / part, root)
     return root
