@@ -1,13 +1,14 @@
 """The command line: exit codes, one sentence per refusal, nothing written where nothing could be done."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bitwright import console
+from bitwright import console, zoo
 from bitwright.cli import app
 
 Run = Callable[..., tuple[int, str, str]]
@@ -24,6 +25,16 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return code, *capsys.readouterr()
 
     return command
+
+
+@pytest.fixture(scope="module")
+def small_reader(tiny_llama: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of one block that reads text with the tokenizer of zoo:lm."""
+    root = tmp_path_factory.mktemp("reader") / "reader"
+    shutil.copytree(tiny_llama(num_hidden_layers=1, vocab_size=4096, intermediate_size=128, max_position_embeddings=512), root)
+    for part in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(zoo.path("lm") / part, root)
+    return root
 
 
 def refused(result: tuple[int, str, str], *words: str) -> None:
@@ -149,10 +160,12 @@ def test_models_of_other_tools_are_inspected_converted_and_compared(
     assert one["scores"]["divergence"]["kl"] == other["scores"]["divergence"]["kl"]
 
 
-def test_budgets_are_compared_from_one_scoring(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_budgets_are_compared_from_one_scoring(
+    run: Run, tmp_path: Path, small_reader: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from bitwright.allocation import probes
 
-    asked = ("compare", "zoo:lm", "--recipes", "rtn", "--group", 64, "-o", tmp_path / "c")
+    asked = ("compare", small_reader, "--recipes", "rtn", "--group", 64, "-o", tmp_path / "c")
     refused(run(*asked, "--budgets", "2,many"), "budgets", "2,3,4")
     refused(run(*asked, "--bits", "2.5"), "bits", "2,3,4")
     refused(run(*asked, "--budgets", "0.2"), "the menu reaches from")

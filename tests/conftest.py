@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sparing
 import torch
 from torch import Tensor
-from variants import label, pairs, variants
 
-from bitwright import index
+sparing.install()  # for all that is imported from here on, bitwright above all
+
+from variants import label, pairs, variants  # noqa: E402
+
+from bitwright import index  # noqa: E402
 
 torch.set_num_threads(1)
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined, so before any test imports one
@@ -59,6 +63,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+    sparing.seen.clear()
 
 
 @pytest.fixture

@@ -186,7 +186,7 @@ def test_a_grid_that_asks_for_no_statistic_ignores_prices(grid: Grid, x, price):
 def test_groups_see_each_other_only_through_what_they_share(grid: Grid, x, price):
     together = grid.fit(x, price)
     shared = [name for name, leaf in grid.leaves.items() if leaf.shared != 1]
-    for i in range(len(x)):
+    for i in range(1, len(x), 2):  # one of every kind, and the one that has no price
         alone = grid.fit(x[i : i + 1], price[i : i + 1], Kin(1, {name: together[name][i : i + 1] for name in shared}))
         assert all(torch.equal(together[name][i : i + 1], alone[name]) for name in together)
 
