@@ -98,7 +98,9 @@ def search(
     file: File,
     query: Annotated[str, typer.Argument(metavar="QUERY", help="A text, or a file of vectors.")],
     k: Many = 10,
-    oversample: Annotated[float, typer.Option(min=1, help="Candidates per document asked for, scored again from their codes.")] = 4.0,
+    oversample: Annotated[
+        float, typer.Option(min=1, help="Candidates per document asked for, scored again from their codes.")
+    ] = 4.0,
     model: Encoder = None,
     as_json: Json = False,
 ) -> None:
