@@ -36,7 +36,7 @@ def top(
         width = left.shape[1]
         parts = -(-width // PART)
         into = found if parts == 1 else torch.empty(q, parts * k, dtype=torch.int64, device=keys.device)
-        top_kernel[(q * parts,)](left, chosen, into, rows, width, parts, tile, k, PART=PART, LAST=parts == 1, num_warps=4)
+        top_kernel[(q * parts,)](left, chosen, into, rows, width, parts, tile, K=k, PART=PART, LAST=parts == 1, num_warps=4)
         if parts == 1:
             return found, rows
         left, chosen = into, None
@@ -44,8 +44,8 @@ def top(
 
 @triton.jit
 @no_type_check
-def top_kernel(keys, chosen, found, rows, width, parts, tile, k, PART: constexpr, LAST: constexpr):
-    """One part of one row: keys, or keys with their places, to the k largest with theirs."""
+def top_kernel(keys, chosen, found, rows, width, parts, tile, K: constexpr, PART: constexpr, LAST: constexpr):
+    """One part of one row: keys, or keys with their places, to the K largest with theirs."""
     row, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     at = part * PART + tl.arange(0, PART)
     here = at < width
@@ -57,11 +57,11 @@ def top_kernel(keys, chosen, found, rows, width, parts, tile, k, PART: constexpr
         if chosen is not None:
             place = tl.load(chosen + row * (width // tile) + at // tile, mask=here, other=0).to(tl.int64) * tile + at % tile
         pairs = tl.where(here, (key << 32) + (0xFFFFFFFF - place), NONE)
-    for i in range(k):
+    for i in range(K):
         best = tl.max(pairs, 0)
         if LAST:
-            tl.store(found + row * k + i, (best >> 32).to(tl.int32))
-            tl.store(rows + row * k + i, 0xFFFFFFFF - (best & 0xFFFFFFFF))
+            tl.store(found + row * K + i, (best >> 32).to(tl.int32))
+            tl.store(rows + row * K + i, 0xFFFFFFFF - (best & 0xFFFFFFFF))
         else:
-            tl.store(found + (row * parts + part).to(tl.int64) * k + i, best)
+            tl.store(found + (row * parts + part).to(tl.int64) * K + i, best)
         pairs = tl.where(pairs == best, NONE, pairs)
