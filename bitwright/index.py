@@ -183,6 +183,7 @@ FORMATS: dict[str, str] = {  # what `export` writes and opens
 
 VIEWS: dict[str, str] = {  # what codes of vectors see of them
     "linear": "bitwright.embed.views:Linear",
+    "bebr": "bitwright.embed.bebr:Recurrent",
 }
 
 WIRINGS: dict[str, str] = {  # config.model_type -> function from a config to a Wiring

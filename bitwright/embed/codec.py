@@ -4,7 +4,7 @@
 
 What is seen of a vector says the view, what stands for it the book. `f` is one half-precision factor per vector. With a cosine
 metric vectors are brought to length 1 first. What a code keeps of the direction it loses in length: `unbiased` is RaBitQ's and
-EDEN's correction |y|^2 / <y, y^>, `least-squares` the f that is nearest to y, `none` stores no factor. A query is a vector
+EDEN's correction |y|^2 / <y, y^>, `least-squares` the f that is nearest to y, `unit` 1 / |y^|, `none` stores no factor. A query is a vector
 (asymmetric: nothing of it is lost) or a code like those of documents (symmetric).
 """
 
@@ -28,7 +28,7 @@ from bitwright.errors import BadRequest
 from bitwright.terms.base import Json
 
 Metric = Literal["cosine", "ip"]
-Scale = Literal["least-squares", "unbiased", "none"]
+Scale = Literal["least-squares", "unbiased", "unit", "none"]
 CHUNK = 1 << 16  # vectors encoded at a time
 
 
@@ -94,10 +94,13 @@ class Codec:
     def _encode(self, x: Float32[Tensor, "n inp"]) -> tuple[UInt8[Tensor, "n t"], Float16[Tensor, "n"]]:
         y = self.view.seen(x)
         codes = self.book.encode(y)
-        near = self.book.decode(codes)
-        along, own = (y * near).sum(1), (y if self.scale == "unbiased" else near).square().sum(1)
-        top, bottom = (own, along) if self.scale == "unbiased" else (along, own)
-        return codes, torch.where(bottom > 0, top / bottom, 1.0).clamp(0, 60000).half()  # a code that points away counts nothing
+        return codes, self.factor(y, self.book.decode(codes))
+
+    def factor(self, y: Float32[Tensor, "n dims"], near: Float32[Tensor, "n dims"]) -> Float16[Tensor, "n"]:
+        along, own, code = (y * near).sum(1), y.square().sum(1), near.square().sum(1)
+        ways = {"unbiased": (own, along), "unit": (code.sqrt(), code)}
+        top, bottom = ways.get(self.scale, (along, code))
+        return torch.where(bottom > 0, top / bottom, 1.0).clamp(0, 60000).half()  # a code that points away counts nothing
 
     def near(self, codes: Codes) -> Float32[Tensor, "n dims"]:
         """What codes keep of what was seen."""
