@@ -181,6 +181,11 @@ FORMATS: dict[str, str] = {  # what `export` writes and opens
     "openvino": "bitwright.export.openvino.directory:Openvino",
 }
 
+VIEWS: dict[str, str] = {  # what codes of vectors see of them
+    "linear": "bitwright.embed.views:Linear",
+    "bebr": "bitwright.embed.bebr:Recurrent",
+}
+
 WIRINGS: dict[str, str] = {  # config.model_type -> function from a config to a Wiring
     "llama": "bitwright.models.llama:wiring",
     "vit": "bitwright.models.vit:wiring",

@@ -1,13 +1,15 @@
 """A codec: vectors to nibbles and one number each, and back; queries to tables. Usable without any index.
 
-    x ~ c + f A^T decode(codes),      <q, x> ~ <q, c> + f * sum over nibbles of tables(q)
+    seen(x) ~ f decode(codes),      score = start(q) + f * sum over nibbles of tables(q)
 
-`f` is one half-precision factor per vector. With a cosine metric vectors are brought to length 1 first. What a code keeps of
-the direction it loses in length: `unbiased` is RaBitQ's and EDEN's correction |y|^2 / <y, y^>, `least-squares` the f that is
-nearest to y, `none` stores no factor. Documents are coded, queries are not (asymmetric); `like_documents` codes both.
+What is seen of a vector says the view, what stands for it the book. `f` is one half-precision factor per vector. With a cosine
+metric vectors are brought to length 1 first. What a code keeps of the direction it loses in length: `unbiased` is RaBitQ's and
+EDEN's correction |y|^2 / <y, y^>, `least-squares` the f that is nearest to y, `unit` 1 / |y^|, `none` stores no factor. A query is a vector
+(asymmetric: nothing of it is lost) or a code like those of documents (symmetric).
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,14 +19,16 @@ import torch
 from jaxtyping import Float, Float16, Float32, UInt8
 from torch import Tensor
 
+from bitwright import index
 from bitwright.embed.book import Book
 from bitwright.embed.books import Maker
 from bitwright.embed.projections import Projection
+from bitwright.embed.views import Asked, Linear, View
 from bitwright.errors import BadRequest
 from bitwright.terms.base import Json
 
 Metric = Literal["cosine", "ip"]
-Scale = Literal["least-squares", "unbiased", "none"]
+Scale = Literal["least-squares", "unbiased", "unit", "none"]
 CHUNK = 1 << 16  # vectors encoded at a time
 
 
@@ -41,14 +45,18 @@ class Codes:
 
 @dataclass(frozen=True, eq=False)
 class Codec:
-    """Fitted: a centre, an orthonormal matrix, a book. `name` says how it was made."""
+    """Fitted. `name` says how it was made."""
 
-    centre: Float32[Tensor, "inp"]
-    matrix: Float32[Tensor, "dims inp"]
+    view: View
     book: Book
     metric: Metric = "cosine"
     scale: Scale = "least-squares"
     name: str = ""
+
+    def __post_init__(self) -> None:
+        for value, kind in ((self.metric, Metric), (self.scale, Scale)):
+            if value not in get_args(kind):
+                raise BadRequest(f"There is no {value!r} here; choose one of {', '.join(get_args(kind))}.")
 
     @classmethod
     def fit(
@@ -62,18 +70,14 @@ class Codec:
         scale: Scale = "least-squares",
         name: str = "",
     ) -> "Codec":
-        """For vectors like `x`, `dims` coordinates (None: all) in `nibbles` nibbles. Raises BadRequest for bad vectors."""
-        for value, kind in ((metric, Metric), (scale, Scale)):
-            if value not in get_args(kind):
-                raise BadRequest(f"There is no {value!r} here; choose one of {', '.join(get_args(kind))}.")
-        y = vectors(x, None, metric)
-        centre = y.mean(0)
-        matrix = projection(y - centre, dims or y.shape[1])
-        return cls(centre, matrix, maker((y - centre) @ matrix.T, nibbles), metric, scale, name)
+        """For vectors like `x`, `dims` of their coordinates (None: all) in `nibbles` nibbles. Raises BadRequest for bad vectors."""
+        x = vectors(x, None, metric)
+        view = Linear.fit(x, projection, dims)
+        return cls(view, maker(view.seen(x), nibbles), metric, scale, name)
 
     @property
     def dim(self) -> int:
-        return len(self.centre)
+        return self.view.dim
 
     @property
     def bits(self) -> float:
@@ -88,46 +92,50 @@ class Codec:
         return Codes(nibbles, factor)
 
     def _encode(self, x: Float32[Tensor, "n inp"]) -> tuple[UInt8[Tensor, "n t"], Float16[Tensor, "n"]]:
-        y = (x - self.centre) @ self.matrix.T
+        y = self.view.seen(x)
         codes = self.book.encode(y)
-        near = self.book.decode(codes)
-        along, own = (y * near).sum(1), (y if self.scale == "unbiased" else near).square().sum(1)
-        top, bottom = (own, along) if self.scale == "unbiased" else (along, own)
-        return codes, torch.where(bottom > 0, top / bottom, 1.0).clamp(0, 60000).half()  # a code that points away counts nothing
+        return codes, self.factor(y, self.book.decode(codes))
+
+    def factor(self, y: Float32[Tensor, "n dims"], near: Float32[Tensor, "n dims"]) -> Float16[Tensor, "n"]:
+        along, own, code = (y * near).sum(1), y.square().sum(1), near.square().sum(1)
+        ways = {"unbiased": (own, along), "unit": (code.sqrt(), code)}
+        top, bottom = ways.get(self.scale, (along, code))
+        return torch.where(bottom > 0, top / bottom, 1.0).clamp(0, 60000).half()  # a code that points away counts nothing
+
+    def near(self, codes: Codes) -> Float32[Tensor, "n dims"]:
+        """What codes keep of what was seen."""
+        y = self.book.decode(codes.nibbles)
+        return y if codes.factor is None else codes.factor.float()[:, None] * y
 
     def decode(self, codes: Codes) -> Float32[Tensor, "n inp"]:
-        y = self.book.decode(codes.nibbles)
-        return self.centre + (y if codes.factor is None else codes.factor.float()[:, None] * y) @ self.matrix
+        return self.view.vectors(self.near(codes))
 
     def queries(self, q: Float[Tensor, "q inp"]) -> Float32[Tensor, "q inp"]:
         """Checked, and of length 1 under a cosine metric."""
         return vectors(q, self.dim, self.metric, "query")
 
-    def tables(self, q: Float32[Tensor, "q inp"]) -> tuple[Float32[Tensor, "q t 16"], Float32[Tensor, "q"]]:
-        """What nibbles look up, and what every document's score begins with."""
-        return self.book.tables(q @ self.matrix.T), q @ self.centre
-
-    def like_documents(self, q: Float[Tensor, "q inp"]) -> Float32[Tensor, "q inp"]:
-        """Queries as their own codes read: symmetric distances."""
-        return self.decode(self.encode(q))
+    def asked(self, q: Float[Tensor, "q inp"] | Codes) -> Asked:
+        """Raises BadRequest for bad vectors."""
+        return self.view.recalled(self.near(q)) if isinstance(q, Codes) else self.view.asked(self.queries(q))
 
     def tensors(self) -> dict[str, Tensor]:
-        book = {f"book.{name}": tensor for name, tensor in self.book.tensors().items()}
-        return {"centre": self.centre, "matrix": self.matrix} | book
+        parts = {"view": self.view.tensors(), "book": self.book.tensors()}
+        return {f"{part}.{name}": tensor for part, found in parts.items() for name, tensor in found.items()}
 
     def meta(self) -> dict[str, Json]:
-        return {"metric": self.metric, "scale": self.scale, "name": self.name}
+        return {"view": self.view.meta(), "metric": self.metric, "scale": self.scale, "name": self.name}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> "Codec":
-        matrix = tensors["matrix"]
-        book = Book.of({k.removeprefix("book."): v for k, v in tensors.items() if k.startswith("book.")}, len(matrix))
-        return cls(tensors["centre"], matrix, book, meta["metric"], meta["scale"], str(meta["name"]))  # type: ignore[arg-type]
+        view, book = ({k.removeprefix(f"{p}."): v for k, v in tensors.items() if k.startswith(f"{p}.")} for p in ("view", "book"))
+        told: Mapping[str, Json] = meta["view"]  # type: ignore[assignment]
+        seen: View = index.load(index.VIEWS[str(told["kind"])]).of(view, told)
+        return cls(seen, Book.of(book, seen.dims), meta["metric"], meta["scale"], str(meta["name"]))  # type: ignore[arg-type]
 
     @cached_property
     def space_id(self) -> str:
         """The same for codecs whose codes may be mixed: a hash of all that decides what a code means."""
-        digest = hashlib.sha256(f"{self.metric} {self.scale}".encode())
+        digest = hashlib.sha256(f"{self.metric} {self.scale} {json.dumps(self.view.meta(), sort_keys=True)}".encode())
         for name, tensor in sorted(self.tensors().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().tobytes())

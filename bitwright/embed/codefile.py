@@ -3,9 +3,9 @@
     codes      uint8 [blocks, pairs, 32]   as they are scanned (kernels/scanning.py), so the file is mapped and not read
     factor     fp16 [n]                    where the codec has factors
     ids        int64 [n]                   where they are not 0, 1, 2, ...
-    codec.*                                 centre, matrix, book
+    codec.view.*, codec.book.*             what is seen of a vector (views.py), and the points
 
-The header (`bitwright` in the metadata) is JSON: format, space_id, count, dim, bits, metric, scale, name, layout, model, the
+The header (`bitwright` in the metadata) is JSON: format, space_id, count, dim, bits, view, metric, scale, name, layout, model, the
 spaces these codes may be mixed with, and whatever was measured. A file is written beside its place and moved there whole: at
 any moment the place holds the old file or the new one.
 """

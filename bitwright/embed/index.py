@@ -63,10 +63,7 @@ class Index:
     def add(self, x: Float[Tensor, "n inp"] | Codes, ids: Int64[Tensor, "n"] | None = None, space: str | None = None) -> None:
         """Vectors, or codes of this codec's space (`space` is theirs). Without ids they go on from the largest.
         Raises BadRequest for ids that are there already, and for codes of another space that is not listed as compatible."""
-        if space is not None and space not in (self.codec.space_id, *self.compatible):
-            raise BadRequest(
-                f"These codes are of space {space}, the index of {self.codec.space_id}; encode the vectors with this index's codec."
-            )
+        self.admit(space or self.codec.space_id)
         fresh = x if isinstance(x, Codes) else self.codec.encode(x)
         if not len(fresh):
             return
@@ -80,6 +77,12 @@ class Index:
         self.codes = Blocked(torch.cat([self.codes.data[:whole], Blocked.of(tail).data]), self.codes.count + len(fresh))
         if self.factor is not None and fresh.factor is not None:
             self.factor = torch.cat([self.factor, fresh.factor])
+
+    def admit(self, space: str) -> None:
+        if space not in (self.codec.space_id, *self.compatible):
+            raise BadRequest(
+                f"These vectors are of space {space}, the index of {self.codec.space_id}; encode them with this index's codec."
+            )
 
     def joined(self, ids: Int64[Tensor, "n"], count: int) -> Int64[Tensor, "all"]:
         if len(ids) != count:
@@ -109,15 +112,26 @@ class Index:
         self.ids, self.codes = names[kept], Blocked.of(self.codes.nibbles(kept))
         self.factor = None if self.factor is None else self.factor[kept]
 
-    def search(self, q: Float[Tensor, "q inp"], k: int = 10, oversample: float = 2.0, allowed: Allowed | None = None) -> Hits:
-        """The k documents of the largest scores. `allowed`: ids, a mask over rows, or a bitmap of rows (bit i % 8 of byte i // 8).
-        Raises BadRequest where k is no number of documents of this index."""
+    def search(
+        self,
+        q: Float[Tensor, "q inp"] | Codes,
+        k: int = 10,
+        oversample: float = 2.0,
+        allowed: Allowed | None = None,
+        by: Codec | None = None,
+    ) -> Hits:
+        """The k documents of the largest scores. `q`: vectors, or codes like those of documents (symmetric distances).
+        `allowed`: ids, a mask over rows, or a bitmap of rows (bit i % 8 of byte i // 8). `by`: the codec of the queries where
+        it is not that of the index; its leading coordinates meet the codes. Raises BadRequest where k is no number of
+        documents of this index, and for queries of another space that is not listed as compatible."""
         if not 1 <= k <= len(self):
             raise BadRequest(f"The index holds {len(self)} documents and k is {k}; choose k from 1 to {len(self)}.")
         if oversample < 1:
             raise BadRequest(f"An oversample of {oversample} would keep fewer than k; choose 1 or more.")
-        queries = self.codec.queries(q)
-        tables, start = self.codec.tables(queries)
+        asking = by or self.codec
+        self.admit(asking.space_id)
+        y, start = asking.asked(q)
+        tables = self.codec.book.tables(y[:, : self.codec.book.dims])
         bitmap = None if allowed is None else self.bitmap(allowed)
         found = scan(self.codes, tables, min(len(self), int(np.ceil(k * oversample))), self.factor, bitmap)
         scores = score(self.codes, tables, found.rows, self.factor)

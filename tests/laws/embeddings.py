@@ -1,6 +1,7 @@
 """Vectors as codes: laws of every codec, of the index around it, and of its file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,26 @@ def test_the_score_of_a_document_is_the_product_with_what_it_decodes_to(name: st
     dense = codec.queries(q) @ codec.decode(codes).T
     torch.testing.assert_close(hits.scores, dense.gather(1, hits.ids), rtol=1e-4, atol=1e-4)
     assert codec.bits <= 1.0 and (hits.scores[:, 1:] <= hits.scores[:, :-1]).all()
+
+
+@pytest.mark.parametrize("name", codecs.NAMED)
+def test_a_query_may_be_a_code_too(name: str):
+    x = clustered()
+    codec = codecs.fit(x, 2.0, name)
+    codes = codec.encode(x[:5])
+    hits = Index.build(codec, x).search(codes, len(x))
+    dense = codec.decode(codes) @ codec.decode(codec.encode(x)).T
+    torch.testing.assert_close(hits.scores, dense.gather(1, hits.ids), rtol=1e-4, atol=1e-4)
+
+
+def test_another_codec_may_ask_where_it_is_listed(index: Index):
+    x = clustered()
+    again, other = replace(index.codec), codecs.fit(x, 1.0)
+    assert torch.equal(index.search(x[:3], 5, by=again).ids, index.search(x[:3], 5).ids)
+    with pytest.raises(BadRequest, match=f"of space {other.space_id}"):
+        index.search(x[:3], 5, by=other)
+    listing = replace(index, about={"compatible": [other.space_id]})
+    assert listing.search(x[:3], 5, by=other).ids.shape == (3, 5)
 
 
 @pytest.mark.parametrize("name", ["allotted", "rotated", "itq", "product"])
