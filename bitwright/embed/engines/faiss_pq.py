@@ -3,7 +3,7 @@
     faiss.read_index(file).search(q, k)         score = <A q, y>, tables rounded to bytes as FAISS does
 
 Raw float queries: the map A goes before the index (IndexPreTransform). Centre and factor do not: <q, c> is the same for all
-documents, and factors have no place in a product code, so fetch twice as many and score again where the codec has them.
+documents, and factors have no place in a product code, so fetch four times as many and score again where the codec has them.
 Documents are added here and not there: FAISS would turn them without subtracting the centre.
 """
 
@@ -17,7 +17,7 @@ from bitwright.embed.index import Index
 from bitwright.progress import Progress
 
 SAID = "faiss.read_index(FILE).search(q, k) with raw queries: inner products but for <q, centre>"
-LOSES = "; factors are left out: fetch twice as many and score them again with Index.search"
+LOSES = "; factors are left out: fetch four times as many and score them again with Index.search"
 
 
 def flat(index: Index, out: Path, progress: Progress) -> str:
