@@ -5,29 +5,11 @@ import shutil
 from importlib import import_module
 from pathlib import Path
 
-from bitwright.embed.engines import contents, documents
+from bitwright.embed.engines import ENGINES, contents, documents
 from bitwright.embed.index import Index
 from bitwright.errors import BadRequest, in_a_line
 from bitwright.progress import Progress, silent
 
-ENGINES = {  # each is a function (index, where to write, progress) -> one sentence: how it is searched
-    "faiss-flat": "bitwright.embed.engines.faiss:flat",
-    "faiss-ivf": "bitwright.embed.engines.faiss:ivf",
-    "faiss-hnsw": "bitwright.embed.engines.faiss:hnsw",
-    "faiss-pq": "bitwright.embed.engines.faiss_pq:flat",
-    "faiss-ivfpq": "bitwright.embed.engines.faiss_pq:ivf",
-    "lance-pq": "bitwright.embed.engines.lance:product",
-    "lance-bits": "bitwright.embed.engines.lance:bits",
-    "usearch": "bitwright.embed.engines.usearch:write",
-    "pgvector": "bitwright.embed.engines.pgvector:write",
-    "parquet": "bitwright.embed.engines.parquet:write",
-    "vespa": "bitwright.embed.engines.vespa:write",
-    "milvus": "bitwright.embed.engines.milvus:write",
-    "opensearch": "bitwright.embed.engines.opensearch:write",
-    "elasticsearch": "bitwright.embed.engines.elasticsearch:write",
-    "qdrant": "bitwright.embed.engines.qdrant:write",
-    "mongodb": "bitwright.embed.engines.mongodb:write",
-}
 CARD = "bitwright.json"  # in every folder that we wrote: the header of the codes, and how they are searched
 
 
@@ -61,5 +43,5 @@ def write(index: Index, engine: str, out: Path, overwrite: bool = False, progres
 def remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    elif path.exists():
+        path.unlink()
