@@ -1,4 +1,4 @@
-"""`bitwright index`: build, add, remove, search, evaluate, inspect. Thin layers; heavy imports happen inside the command."""
+"""`bitwright index`: build, add, remove, search, evaluate, convert, inspect. Thin; heavy imports happen inside the command."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitwright import console
+from bitwright.embed.engines import ENGINES
 from bitwright.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -158,6 +159,23 @@ def evaluate(
         print(json.dumps(found.to_dict(), indent=1))
     else:
         table.show(found, console.out)
+
+
+@app.command()
+def convert(
+    file: File,
+    to: Annotated[str, typer.Option("--to", metavar="ENGINE", help=f"One of {', '.join(ENGINES)}.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File or folder to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what bitwright wrote there.")] = False,
+) -> None:
+    """The same codes for a search engine, where it can hold them; a sentence where it cannot, and nothing is written."""
+    from bitwright.embed.engines.writing import write
+    from bitwright.embed.index import Index
+
+    with console.progress() as progress:
+        said = write(Index.open(file), to, out, overwrite, progress)
+    console.out.print(f"{out}: {said}")
+    console.out.print(f"Queries: codec = bitwright.Index.open({str(file)!r}).codec; from bitwright.embed.engines import contents")
 
 
 @app.command()
