@@ -1,4 +1,4 @@
-"""`bitwright index`: build, add, remove, search, evaluate, inspect. Thin layers; heavy imports happen inside the command."""
+"""`bitwright index`: build, add, remove, search, evaluate, check, inspect. Thin layers; heavy imports happen inside the command."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitwright import console
-from bitwright.errors import BadRequest
+from bitwright.errors import BadRequest, BrokenPromise
 
 if TYPE_CHECKING:
     from bitwright.embed.index import Index
@@ -158,6 +158,39 @@ def evaluate(
         print(json.dumps(found.to_dict(), indent=1))
     else:
         table.show(found, console.out)
+
+
+@app.command()
+def check(
+    files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="Files of codes, several to be mixed.")] = None,
+    codes: Annotated[
+        Path | None, typer.Option(help="Codes of another tool: .npy of packed bits or int8, a row per vector.")
+    ] = None,
+    vectors: Annotated[Path | None, typer.Option(help="The vectors that were coded, in the order of the codes.")] = None,
+    queries: Annotated[Path | None, typer.Option(help="Vectors of queries; some of the vectors where none are given.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="Scores made from the codes: .npy, a row per query.")] = None,
+    metric: Annotated[str | None, typer.Option(help="cosine or ip: what the scores are meant to be.")] = None,
+    k: Many = 10,
+    as_json: Json = False,
+) -> None:
+    """Why did recall fall? Known faults of codes, each with its cause and its remedy; exit code 3 where one is found."""
+    from dataclasses import asdict
+
+    from bitwright.embed import checking, table
+    from bitwright.embed.cases import given
+
+    found = checking.of_files(files or [])
+    if vectors is not None or not files:
+        found += checking.check(given(files[0] if files else None, codes, vectors, queries, scores, metric, k))
+    if as_json:
+        print(json.dumps([asdict(verdict) for verdict in found], indent=1))
+    else:
+        table.verdicts(found, console.out)
+    faults = [verdict.test for verdict in found if verdict.state == "fault"]
+    if faults:
+        raise BrokenPromise(
+            f"{len(faults)} of {len(found)} tests found a fault ({', '.join(faults)}); the verdicts say what to do."
+        )
 
 
 @app.command()

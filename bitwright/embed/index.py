@@ -109,6 +109,10 @@ class Index:
         self.ids, self.codes = names[kept], Blocked.of(self.codes.nibbles(kept))
         self.factor = None if self.factor is None else self.factor[kept]
 
+    def codes_of(self, rows: Int64[Tensor, "c"]) -> Codes:
+        factor = None if self.factor is None else self.factor[rows]
+        return Codes(self.codes.nibbles(rows)[:, : len(self.codec.book.starts)], factor)
+
     def search(self, q: Float[Tensor, "q inp"], k: int = 10, oversample: float = 2.0, allowed: Allowed | None = None) -> Hits:
         """The k documents of the largest scores. `allowed`: ids, a mask over rows, or a bitmap of rows (bit i % 8 of byte i // 8).
         Raises BadRequest where k is no number of documents of this index."""

@@ -1,4 +1,4 @@
-"""What `bitwright index evaluate` prints, and the judgements that it reads."""
+"""What `bitwright index evaluate` and `check` print, and the judgements that are read."""
 
 from pathlib import Path
 
@@ -6,10 +6,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bitwright.embed.checking import Verdict
 from bitwright.embed.judging import Judged
 from bitwright.embed.sources import Source
 from bitwright.errors import WRONG, BadRequest, in_a_line
 from bitwright.evaluation.retrieval import Gains
+
+COLOURS = {"good": "green", "look": "yellow", "fault": "red", "skipped": "dim"}
 
 
 def numbers(text: str) -> list[float]:
@@ -57,3 +60,13 @@ def show(found: Judged, console: Console) -> None:
     console.print(table)
     for sentence in found.advice():
         console.print(sentence)
+
+
+def verdicts(found: list[Verdict], console: Console) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("test")
+    table.add_column("verdict")
+    table.add_column("what was found, why, and what to do")
+    for verdict in found:
+        table.add_row(verdict.test, f"[{COLOURS[verdict.state]}]{verdict.state}[/]", verdict.said)
+    console.print(table)
