@@ -57,7 +57,10 @@ def build(
 def fill(index: "Index", source: Any, progress: Any) -> None:
     done = 0
     for x, ids in source.parts(PART):
-        index.add(x, ids)
+        try:
+            index.add(x, ids)
+        except BadRequest as error:
+            raise BadRequest(f"From row {done} of the input on: {error}" if done else str(error)) from None
         progress("encoding", done := done + len(x), len(source))
 
 
@@ -81,14 +84,12 @@ def add(file: File, input: Input, model: Encoder = None) -> None:
 
 
 @app.command()
-def remove(file: File, ids: Annotated[list[int], typer.Argument(help="Ids of documents.")]) -> None:
+def remove(file: File, ids: Annotated[list[str], typer.Argument(help="Ids of documents.")]) -> None:
     """Take documents out. Where one is not there, nothing is removed."""
-    import torch
-
     from bitwright.embed.index import Index
 
     index = Index.open(file)
-    index.remove(torch.tensor(ids))
+    index.remove(index.ids_of(ids))
     index.save(file)
     told(index, file)
 
@@ -109,11 +110,13 @@ def search(
 
     index = Index.open(file)
     hits = index.search(asked(query, model or str((index.about or {}).get("model") or "") or None), k, oversample)
+    documents = [index.texts_of(row[row >= 0]) for row in hits.ids]
     if as_json:
-        rows = [{"ids": i, "scores": s} for i, s in zip(hits.ids.tolist(), hits.scores.tolist())]
+        each = hits.ids.tolist() if index.texts is None else documents
+        rows = [{"ids": i, "scores": s[: len(i)]} for i, s in zip(each, hits.scores.tolist())]
         print(json.dumps({"hits": rows, "visited": hits.visited, "bytes_read": hits.bytes_read}))
         return
-    for i, (ids, scores) in enumerate(zip(hits.ids.tolist(), hits.scores.tolist())):
+    for i, (ids, scores) in enumerate(zip(documents, hits.scores.tolist())):
         console.out.print(f"query {i}: " + "  ".join(f"{d} ({s:.3f})" for d, s in zip(ids, scores)))
     console.out.print(f"{hits.visited:,} documents looked at, {hits.bytes_read:,} bytes read per pass")
 

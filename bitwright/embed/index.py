@@ -16,11 +16,13 @@ from jaxtyping import Bool, Float, Float16, Float32, Int64, UInt8
 from torch import Tensor
 
 from bitwright.embed.codec import Codec, Codes
-from bitwright.embed.codefile import CodeFile
+from bitwright.embed.codefile import CodeFile, Stamp, stamp
+from bitwright.embed.names import Names
 from bitwright.errors import BadRequest
 from bitwright.kernels.scanning import BLOCK, Blocked, scan, score
 from bitwright.terms.base import Json
 
+Ids = Int64[Tensor, "_"] | Sequence[str]
 Allowed = Int64[Tensor, "some"] | Bool[Tensor, "n"] | UInt8[Tensor, "bytes"]
 
 
@@ -40,6 +42,8 @@ class Index:
     factor: Float16[Tensor, "n"] | None = None
     ids: Int64[Tensor, "n"] | None = None  # None: 0, 1, 2, ...
     about: Mapping[str, Json] | None = None
+    texts: Names | None = None  # where documents are known by text, row by row
+    read: tuple[Path, Stamp] | None = None  # the file that this is
 
     @classmethod
     def empty(cls, codec: Codec) -> "Index":
@@ -47,7 +51,7 @@ class Index:
         return cls(codec, Blocked.of(codes.nibbles), codes.factor)
 
     @classmethod
-    def build(cls, codec: Codec, x: Float[Tensor, "n inp"], ids: Int64[Tensor, "n"] | None = None) -> "Index":
+    def build(cls, codec: Codec, x: Float[Tensor, "n inp"], ids: Ids | None = None) -> "Index":
         index = cls.empty(codec)
         index.add(x, ids)
         return index
@@ -58,10 +62,12 @@ class Index:
     @property
     def bytes(self) -> int:
         """Of codes, factors and ids."""
-        return sum(t.numel() * t.element_size() for t in (self.codes.data, self.factor, self.ids) if t is not None)
+        texts = () if self.texts is None else (self.texts.text, self.texts.ends)
+        return sum(t.numel() * t.element_size() for t in (self.codes.data, self.factor, self.ids, *texts) if t is not None)
 
-    def add(self, x: Float[Tensor, "n inp"] | Codes, ids: Int64[Tensor, "n"] | None = None, space: str | None = None) -> None:
-        """Vectors, or codes of this codec's space (`space` is theirs). Without ids they go on from the largest.
+    def add(self, x: Float[Tensor, "n inp"] | Codes, ids: Ids | None = None, space: str | None = None) -> None:
+        """Vectors, or codes of this codec's space (`space` is theirs). Without ids they go on from the largest. Ids may be text,
+        of all documents or of none; numbers are then given as without ids.
         Raises BadRequest for ids that are there already, and for codes of another space that is not listed as compatible."""
         if space is not None and space not in (self.codec.space_id, *self.compatible):
             raise BadRequest(
@@ -70,16 +76,45 @@ class Index:
         fresh = x if isinstance(x, Codes) else self.codec.encode(x)
         if not len(fresh):
             return
+        texts, ids = self.named(ids, len(fresh))
         if ids is not None or self.ids is not None:
             start = int(self.names.max()) + 1 if len(self) else 0
             ids = torch.arange(start, start + len(fresh)) if ids is None else ids
-            self.ids = self.joined(ids, len(fresh))
+            ids = self.joined(ids, len(fresh))
         whole = self.codes.count // BLOCK  # blocks that stay as they are
         rest = torch.arange(whole * BLOCK, self.codes.count)
         tail = torch.cat([self.codes.nibbles(rest)[:, : fresh.nibbles.shape[1]], fresh.nibbles])
         self.codes = Blocked(torch.cat([self.codes.data[:whole], Blocked.of(tail).data]), self.codes.count + len(fresh))
+        self.ids, self.texts = ids, texts
         if self.factor is not None and fresh.factor is not None:
             self.factor = torch.cat([self.factor, fresh.factor])
+
+    def named(self, ids: Ids | None, count: int) -> tuple[Names | None, Int64[Tensor, "_"] | None]:
+        """Text of all documents, or numbers of the new ones."""
+        if self.texts is None and (ids is None or isinstance(ids, Tensor)):
+            return None, ids
+        if self.texts is None and len(self):
+            raise BadRequest("This index knows its documents by number; give whole numbers as ids, or build it again with text.")
+        if ids is None:
+            raise BadRequest("This index knows its documents by text; give an id for each vector.")
+        new = [str(i) for i in (ids.tolist() if isinstance(ids, Tensor) else ids)]
+        if len(new) != count:
+            raise BadRequest(f"There are {len(new)} ids for {count} vectors; give one each.")
+        return (self.texts or Names.of(())).and_also(new), None
+
+    def ids_of(self, texts: Sequence[str]) -> Int64[Tensor, "c"]:
+        """Numbers of documents that are known by text, or written as text. Raises BadRequest for one that is not there."""
+        known = None if self.texts is None else self.texts.rows
+        missing = [text for text in texts if (not text.isdigit() if known is None else text not in known)]
+        if missing:
+            raise BadRequest(f"The id {missing[0]} is not in the index; nothing was done.")
+        return torch.tensor([int(t) for t in texts]) if known is None else self.names[torch.tensor([known[t] for t in texts])]
+
+    def texts_of(self, ids: Int64[Tensor, "c"]) -> list[str]:
+        if self.texts is None:
+            return [str(i) for i in ids.tolist()]
+        order = self.names.argsort()
+        return self.texts[order[torch.searchsorted(self.names[order], ids)]]
 
     def joined(self, ids: Int64[Tensor, "n"], count: int) -> Int64[Tensor, "all"]:
         if len(ids) != count:
@@ -108,6 +143,7 @@ class Index:
         kept = (~torch.isin(names, ids)).nonzero()[:, 0]
         self.ids, self.codes = names[kept], Blocked.of(self.codes.nibbles(kept))
         self.factor = None if self.factor is None else self.factor[kept]
+        self.texts = None if self.texts is None else Names.of(self.texts[kept])
 
     def codes_of(self, rows: Int64[Tensor, "c"]) -> Codes:
         factor = None if self.factor is None else self.factor[rows]
@@ -116,6 +152,8 @@ class Index:
     def search(self, q: Float[Tensor, "q inp"], k: int = 10, oversample: float = 2.0, allowed: Allowed | None = None) -> Hits:
         """The k documents of the largest scores. `allowed`: ids, a mask over rows, or a bitmap of rows (bit i % 8 of byte i // 8).
         Raises BadRequest where k is no number of documents of this index."""
+        if not len(self):
+            raise BadRequest("The index is empty; add vectors first.")
         if not 1 <= k <= len(self):
             raise BadRequest(f"The index holds {len(self)} documents and k is {k}; choose k from 1 to {len(self)}.")
         if oversample < 1:
@@ -144,9 +182,15 @@ class Index:
         return torch.from_numpy(np.packbits(allowed.numpy(), bitorder="little"))
 
     def save(self, path: str | Path) -> None:
-        CodeFile(self.codec, self.codes, self.factor, self.ids, self.about or {}).save(Path(path))
+        """Raises BadRequest where the file was changed by another process since this index was read from it."""
+        place = Path(path).absolute()
+        since = self.read[1] if self.read is not None and self.read[0] == place else None
+        file = CodeFile(self.codec, self.codes, self.factor, self.ids, self.texts, self.about or {})
+        self.read = place, file.save(place, since)
 
     @classmethod
     def open(cls, path: str | Path) -> "Index":
-        file = CodeFile.open(Path(path))
-        return cls(file.codec, file.codes, file.factor, file.ids, file.about)
+        place = Path(path).absolute()
+        seen = stamp(place)
+        file = CodeFile.open(place)
+        return cls(file.codec, file.codes, file.factor, file.ids, file.about, file.names, (place, seen))
