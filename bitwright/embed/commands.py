@@ -32,7 +32,7 @@ def build(
     input: Input,
     out: Annotated[Path, typer.Option("-o", "--out", help="File of codes to write.")],
     bits: Bits = 1.0,
-    codec: Annotated[str, typer.Option(help="allotted, rotated, itq, product or residual.")] = "allotted",
+    codec: Annotated[str, typer.Option(help="allotted, rotated, uniform, itq, product or residual.")] = "allotted",
     metric: MetricName = "cosine",
     model: Encoder = None,
     sample: Annotated[int, typer.Option(min=16, help="Vectors that the codec is fitted on.")] = 65536,

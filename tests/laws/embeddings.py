@@ -13,9 +13,10 @@ import bitwright
 from bitwright import console
 from bitwright.cli import app
 from bitwright.embed import codecs
-from bitwright.embed.books import Allotted, Scalar, lloyd_max
+from bitwright.embed.books import Allotted
 from bitwright.embed.codec import Codec
 from bitwright.embed.index import Index
+from bitwright.embed.levels import Scalar, lloyd_max, uniform
 from bitwright.embed.projections import Itq, Principal, Rotation
 from bitwright.errors import BadRequest
 from bitwright.evaluation.retrieval import difference, ndcg, overlap
@@ -90,6 +91,35 @@ def test_points_of_a_normal_number_are_means_of_what_is_nearest_to_them():
         nearest = (z[:, None] - points).abs().argmin(1)
         means = torch.stack([z[nearest == i].mean() for i in range(levels)])
         torch.testing.assert_close(points, means, atol=0.02, rtol=0.01)
+
+
+@pytest.mark.parametrize("spacing", ["lloyd-max", "uniform"])
+def test_grids_of_any_number_of_levels(spacing: str):
+    """As many values as asked, each coordinate at the nearest, and more of them lose less."""
+    y, lost = torch.randn(4000, 4), []
+    for levels in (2, 3, 4, 7, 16) if spacing == "lloyd-max" else (2, 3, 4, 7, 16, 18, 96, 255, 256):
+        book = Scalar(levels, spacing)(y, 99)
+        near = book.decode(book.encode(y))
+        values = near.round(decimals=5).unique()
+        assert len(values) == levels or (levels >= 96 and 0.7 * levels < len(values) <= levels)
+        torch.testing.assert_close((near - y).abs(), (y[..., None] - values).abs().amin(2), atol=1e-4, rtol=0)
+        assert spacing == "lloyd-max" or levels >= 96 or torch.allclose(values.diff(), values.diff()[:1], atol=1e-4)
+        lost.append(float((near - y).square().mean()))
+    assert lost == sorted(lost, reverse=True)
+
+
+@pytest.mark.parametrize("levels", [2, 4, 16, 256])
+def test_equal_steps_are_the_best_equal_steps(levels: int):
+    """No other step loses less, none at all of the best points loses more; two levels are those of Lloyd and Max."""
+    z, points = torch.randn(200_000, generator=torch.Generator().manual_seed(1)), uniform(levels)
+
+    def lost(points: Tensor) -> float:
+        cells = torch.bucketize(z, (points[1:] + points[:-1]) / 2)
+        return float((z - points[cells]).square().mean())
+
+    assert all(lost(points) < lost(points * stretch) for stretch in (0.9, 1.1))
+    assert levels > 16 or lost(lloyd_max(levels)) <= lost(points) * 1.001
+    assert levels != 2 or torch.allclose(points, lloyd_max(2), atol=1e-3)
 
 
 @pytest.mark.parametrize("projection", [Rotation(), Principal(), Itq(rounds=5)])
@@ -171,7 +201,9 @@ def test_bad_input_gets_a_sentence_and_loses_nothing(index: Index, tmp_path: Pat
         (lambda: codecs.fit(x, 1.0), "too few"),
         (lambda: codecs.fit(clustered(), 9.0), "out of reach"),
         (lambda: codecs.fit(clustered(), 1.0, "magic"), "no codec"),
-        (lambda: Codec.fit(clustered(), 8, Rotation(), Scalar(3)), "choose 1, 2, 4 or 8"),
+        (lambda: Codec.fit(clustered(), 8, Rotation(), Scalar(1)), "choose 2 to 256"),
+        (lambda: Codec.fit(clustered(), 8, Rotation(), Scalar(17)), "choose uniform"),
+        (lambda: Codec.fit(clustered(), 8, Rotation(), Scalar(2), dims=30), "multiple of 4"),
         (lambda: Index.open(tmp_path / "none"), "no file"),
     ):
         with pytest.raises(BadRequest, match=words):
