@@ -16,21 +16,21 @@ from torch import Tensor
 
 from bitwright.embed.books import Allotted, Maker, Product, Residual
 from bitwright.embed.codec import Codec
-from bitwright.embed.levels import Scalar
+from bitwright.embed.levels import Scalar, Spacing
 from bitwright.embed.projections import Itq, Principal, Projection, Rotation
 from bitwright.errors import BadRequest
 
 LEAST, MOST = 0.25, 8.0
 
 
-def scalar(projection: Projection, uniform: bool = False) -> Callable[[int, float], tuple[Projection, Maker, int]]:
+def scalar(projection: Projection, spacing: Spacing = "lloyd-max") -> Callable[[int, float], tuple[Projection, Maker, int]]:
     """As many coordinates as pay: the most levels of 256, 16, 4, 2 (other numbers take as many bits) that leave all of them, below
     one bit fewer of them."""
 
     def parts(dim: int, bits: float) -> tuple[Projection, Maker, int]:
         stop = next((b for b in (8, 4, 2, 1) if b <= bits), 1)
-        whole, spacing = 4 // min(stop, 4), "uniform" if uniform or stop == 8 else "lloyd-max"
-        return projection, Scalar(2**stop, spacing), min(dim, int(bits * dim / stop)) // whole * whole
+        whole = 4 // min(stop, 4)
+        return projection, Scalar(2**stop, spacing if stop < 8 else "uniform"), min(dim, int(bits * dim / stop)) // whole * whole
 
     return parts
 
@@ -38,7 +38,7 @@ def scalar(projection: Projection, uniform: bool = False) -> Callable[[int, floa
 NAMED: dict[str, Callable[[int, float], tuple[Projection, Maker, int]]] = {
     "allotted": lambda dim, bits: (Principal(), Allotted(), dim),
     "rotated": scalar(Rotation()),
-    "uniform": scalar(Rotation(), uniform=True),
+    "uniform": scalar(Rotation(), "uniform"),
     "itq": scalar(Itq()),
     "product": lambda dim, bits: (Rotation(), Product(), dim),
     "residual": lambda dim, bits: (Rotation(), Residual(), dim),

@@ -4,6 +4,7 @@
     factor     fp16 [n]                    where the codec has factors
     ids        int64 [n]                   where they are not 0, 1, 2, ...
     names, name_ends                       where ids are text (names.py)
+    cells.*                                 where documents lie in cells (partition.py): centres, ends of rows
     codec.*                                 centre, matrix, book
 
 The header (`bitwright` in the metadata) is JSON: format, space_id, count, dim, bits, metric, scale, name, layout, model, the
@@ -15,6 +16,7 @@ each other; one that would undo what another has written since it read the file 
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ from torch import Tensor
 
 from bitwright.embed.codec import Codec
 from bitwright.embed.names import Names
+from bitwright.embed.partition import Cells
 from bitwright.errors import WRONG, BadRequest, in_a_line
 from bitwright.kernels.scanning import BLOCK, Blocked
 from bitwright.terms.base import Json
@@ -50,14 +53,25 @@ def stamp(path: Path) -> Stamp:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """The only writer into a folder; the lock lies on the folder itself and ends with the process, however that ends."""
-    handle = os.open(folder, os.O_RDONLY)
+def replacing(path: Path, since: Stamp | None) -> Iterator[Path]:
+    """A place for a new file, which is at `path` in the end. The lock lies on the folder and ends with the process, however that
+    ends; the place is in a folder of its own, for writers make files beside it, and the next writer removes what is left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, beside = os.open(path.parent, os.O_RDONLY), path.with_name(f".{path.name}.new")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(beside, ignore_errors=True)
+        if since is not None and since != stamp(path):
+            raise BadRequest(f"{path} was changed by another process since it was read; nothing was written, so repeat this.")
+        beside.mkdir()
+        yield beside / "new"
+        with (beside / "new").open("rb") as written:
+            os.fsync(written.fileno())
+        (beside / "new").chmod(beside.stat().st_mode & 0o666)  # as other files of this user: safetensors lets only the owner read
+        (beside / "new").replace(path)
     finally:
-        os.close(handle)
+        shutil.rmtree(beside, ignore_errors=True)
+        os.close(lock)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +83,13 @@ class CodeFile:
     factor: Float16[Tensor, "n"] | None = None
     ids: Int64[Tensor, "n"] | None = None
     names: Names | None = None
+    cells: Cells | None = None
     about: Mapping[str, Json] = field(default_factory=dict)
 
     def header(self) -> dict[str, Json]:
         codec = self.codec
         told: dict[str, Json] = {"format": FORMAT, "space_id": codec.space_id, "count": self.codes.count, "dim": codec.dim}
+        told |= {} if self.cells is None else {"cells": len(self.cells.centres), "probes": self.cells.probes}
         return {**told, "bits": codec.bits, "layout": LAYOUT, **codec.meta(), "about": dict(self.about)}
 
     def save(self, path: Path, since: Stamp | None = None) -> Stamp:
@@ -83,21 +99,14 @@ class CodeFile:
         tensors |= {name: t for name, t in (("factor", self.factor), ("ids", self.ids)) if t is not None}
         if self.names is not None:
             tensors |= {"names": self.names.text, "name_ends": self.names.ends}
-        beside = path.with_name(f".{path.name}.new")  # one that a killed writer has left is written over
+        if self.cells is not None:
+            tensors |= {f"cells.{name}": tensor for name, tensor in self.cells.tensors().items()}
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with alone(path.parent):
-                if since is not None and since != stamp(path):
-                    raise BadRequest(
-                        f"{path} was changed by another process since it was read; nothing was written, so repeat this."
-                    )
-                save_file({k: v.contiguous() for k, v in tensors.items()}, beside, {"bitwright": json.dumps(self.header())})
-                with beside.open("rb") as written:
-                    os.fsync(written.fileno())
-                beside.replace(path)
-                return stamp(path)
+            with replacing(path, since) as place:
+                save_file(whole, place, {"bitwright": json.dumps(self.header())})
+                return stamp(place)
         except (OSError, SafetensorError) as error:
-            beside.unlink(missing_ok=True)
             raise BadRequest(f"Cannot write {path}: {in_a_line(error)}; make room or choose another place.") from None
 
     @classmethod
@@ -133,4 +142,9 @@ class CodeFile:
         for name, found in (("factors", factor), ("ids", ids), ("names", names)):
             if found is not None and len(found) != codes.count:
                 raise ValueError(f"{len(found)} {name} for {codes.count} documents")
-        return cls(codec, codes, factor, ids, names, header["about"])
+        cells = None
+        if "probes" in header:
+            cells = Cells.of({k.removeprefix("cells."): v for k, v in tensors.items() if k.startswith("cells.")}, header["probes"])
+            if int(cells.ends[-1]) != codes.count or not 1 <= cells.probes <= len(cells.centres):
+                raise ValueError(f"the cells do not hold {codes.count} documents")
+        return cls(codec, codes, factor, ids, names, cells, header["about"])

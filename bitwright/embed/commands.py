@@ -36,6 +36,8 @@ def build(
     metric: MetricName = "cosine",
     model: Encoder = None,
     sample: Annotated[int, typer.Option(min=16, help="Vectors that the codec is fitted on.")] = 65536,
+    cells: Annotated[int, typer.Option(min=0, help="Divide the documents into so many cells; 0: every query looks at all.")] = 0,
+    probes: Annotated[int, typer.Option(min=1, help="Cells that a query looks into.")] = 8,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Fit a codec on a sample of the vectors, encode all of them, write one file."""
@@ -50,6 +52,8 @@ def build(
         index = Index.empty(codecs.fit(source.sample(sample), bits, codec, metric=metric))
         index.about = {"model": model or ""}
         fill(index, source, progress)
+    if cells:
+        index.divide(cells, probes)
     index.save(out)
     told(index, out)
 
@@ -102,6 +106,7 @@ def search(
     oversample: Annotated[
         float, typer.Option(min=1, help="Candidates per document asked for, scored again from their codes.")
     ] = 4.0,
+    probes: Annotated[int | None, typer.Option(min=1, help="Cells looked into, where the file has cells.")] = None,
     model: Encoder = None,
     as_json: Json = False,
 ) -> None:
@@ -109,7 +114,7 @@ def search(
     from bitwright.embed.index import Index
 
     index = Index.open(file)
-    hits = index.search(asked(query, model or str((index.about or {}).get("model") or "") or None), k, oversample)
+    hits = index.search(asked(query, model or str((index.about or {}).get("model") or "") or None), k, oversample, probes=probes)
     documents = [index.texts_of(row[row >= 0]) for row in hits.ids]
     if as_json:
         each = hits.ids.tolist() if index.texts is None else documents

@@ -2,7 +2,8 @@
 
 Search is two steps: a scan with tables rounded to bytes keeps `oversample` times k documents, and those are scored again from
 their codes with the query's float tables. Scores are on the scale of the vectors (cosine or inner product), larger is better.
-Documents are added and removed in place; `save` writes one file whole, `Index.open` maps one.
+Where the index is divided into cells (partition.py) a query looks into some of them. Documents are added and removed in place;
+`save` writes one file whole, `Index.open` maps one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,11 +19,13 @@ from torch import Tensor
 from bitwright.embed.codec import Codec, Codes
 from bitwright.embed.codefile import CodeFile, Stamp, stamp
 from bitwright.embed.names import Names
+from bitwright.embed.partition import Cells, bits
 from bitwright.errors import BadRequest
 from bitwright.kernels.scanning import BLOCK, Blocked, scan, score
 from bitwright.terms.base import Json
 
 Ids = Int64[Tensor, "_"] | Sequence[str]
+SAMPLE = 1 << 16
 Allowed = Int64[Tensor, "some"] | Bool[Tensor, "n"] | UInt8[Tensor, "bytes"]
 
 
@@ -43,6 +46,7 @@ class Index:
     ids: Int64[Tensor, "n"] | None = None  # None: 0, 1, 2, ...
     about: Mapping[str, Json] | None = None
     texts: Names | None = None  # where documents are known by text, row by row
+    cells: Cells | None = None  # None: every query looks at every document
     read: tuple[Path, Stamp] | None = None  # the file that this is
 
     @classmethod
@@ -88,6 +92,8 @@ class Index:
         self.ids, self.texts = ids, texts
         if self.factor is not None and fresh.factor is not None:
             self.factor = torch.cat([self.factor, fresh.factor])
+        if self.cells is not None:
+            self.arrange(torch.cat([self.cells.numbers(), self.cells.nearest(self.coordinates(fresh))]))
 
     def named(self, ids: Ids | None, count: int) -> tuple[Names | None, Int64[Tensor, "_"] | None]:
         """Text of all documents, or numbers of the new ones."""
@@ -141,16 +147,51 @@ class Index:
         if missing.any():
             raise BadRequest(f"The id {int(ids[missing][0])} is not in the index; nothing was removed.")
         kept = (~torch.isin(names, ids)).nonzero()[:, 0]
-        self.ids, self.codes = names[kept], Blocked.of(self.codes.nibbles(kept))
-        self.factor = None if self.factor is None else self.factor[kept]
-        self.texts = None if self.texts is None else Names.of(self.texts[kept])
+        numbers = None if self.cells is None else self.cells.numbers()[kept]
+        self.take(kept)
+        if self.cells is not None and numbers is not None:
+            self.cells = self.cells.holding(numbers)
+
+    def take(self, rows: Int64[Tensor, "c"]) -> None:
+        """Only these rows, in this order."""
+        self.ids, self.codes = self.names[rows], Blocked.of(self.codes.nibbles(rows))
+        self.factor = None if self.factor is None else self.factor[rows]
+        self.texts = None if self.texts is None else Names.of(self.texts[rows])
+
+    def divide(self, cells: int, probes: int, seed: int = 0) -> None:
+        """Into cells of documents that lie near each other, `probes` of which a query looks into. Raises BadRequest for
+        numbers out of reach."""
+        if not 1 <= probes <= cells <= len(self):
+            raise BadRequest(f"{cells} cells, {probes} of them probed, do not divide {len(self)} documents; choose fewer.")
+        some = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:SAMPLE]
+        self.cells = Cells.among(self.coordinates(self.codes_of(some)), cells, probes, seed)
+        parts = torch.arange(len(self)).split(SAMPLE)
+        self.arrange(torch.cat([self.cells.nearest(self.coordinates(self.codes_of(rows))) for rows in parts]))
+
+    def arrange(self, numbers: Int64[Tensor, "n"]) -> None:
+        """Cell after cell, in each the order of before."""
+        self.take(numbers.argsort(stable=True))
+        self.cells = None if self.cells is None else self.cells.holding(numbers)
+
+    def coordinates(self, codes: Codes) -> Float32[Tensor, "n dims"]:
+        """What codes stand for, as queries meet it."""
+        y = self.codec.book.decode(codes.nibbles)
+        return y if codes.factor is None else codes.factor.float()[:, None] * y
 
     def codes_of(self, rows: Int64[Tensor, "c"]) -> Codes:
         factor = None if self.factor is None else self.factor[rows]
         return Codes(self.codes.nibbles(rows)[:, : len(self.codec.book.starts)], factor)
 
-    def search(self, q: Float[Tensor, "q inp"], k: int = 10, oversample: float = 2.0, allowed: Allowed | None = None) -> Hits:
-        """The k documents of the largest scores. `allowed`: ids, a mask over rows, or a bitmap of rows (bit i % 8 of byte i // 8).
+    def search(
+        self,
+        q: Float[Tensor, "q inp"],
+        k: int = 10,
+        oversample: float = 2.0,
+        allowed: Allowed | None = None,
+        probes: int | None = None,
+    ) -> Hits:
+        """The k documents of the largest scores, `probes` cells looked into (None: as many as the index was divided for).
+        `allowed`: ids, a mask over rows, or a bitmap of rows (bit i % 8 of byte i // 8).
         Raises BadRequest where k is no number of documents of this index."""
         if not len(self):
             raise BadRequest("The index is empty; add vectors first.")
@@ -161,14 +202,19 @@ class Index:
         queries = self.codec.queries(q)
         tables, start = self.codec.tables(queries)
         bitmap = None if allowed is None else self.bitmap(allowed)
-        found = scan(self.codes, tables, min(len(self), int(np.ceil(k * oversample))), self.factor, bitmap)
+        wanted, each = min(len(self), int(np.ceil(k * oversample))), self.codes.data[0].numel()
+        if self.cells is None:
+            found, blocks = scan(self.codes, tables, wanted, self.factor, bitmap), len(self.codes.data)
+            visited = len(self) if bitmap is None else bits(bitmap)
+        else:
+            y, many = queries @ self.codec.matrix.T, min(probes or self.cells.probes, len(self.cells.centres))
+            found, total, blocks = self.cells.scan(y, many, self.codes, tables, wanted, self.factor, bitmap)
+            visited = total // max(1, len(q))
         scores = score(self.codes, tables, found.rows, self.factor)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         rows = found.rows.gather(1, order)[:, :k]
         ids = torch.where(rows < 0, -1, rows if self.ids is None else self.ids[rows.clamp_min(0)])
-        read = self.codes.data.numel() + (0 if self.factor is None else 2 * len(self))
-        visited = len(self) if bitmap is None else int(np.unpackbits(bitmap.numpy(), count=len(self), bitorder="little").sum())
-        return Hits(ids, scores[:, :k] + start[:, None], visited, read)
+        return Hits(ids, scores[:, :k] + start[:, None], visited, blocks * (each + (0 if self.factor is None else 2 * BLOCK)))
 
     def bitmap(self, allowed: Allowed) -> UInt8[Tensor, "bytes"]:
         if allowed.dtype == torch.uint8:
@@ -185,7 +231,7 @@ class Index:
         """Raises BadRequest where the file was changed by another process since this index was read from it."""
         place = Path(path).absolute()
         since = self.read[1] if self.read is not None and self.read[0] == place else None
-        file = CodeFile(self.codec, self.codes, self.factor, self.ids, self.texts, self.about or {})
+        file = CodeFile(self.codec, self.codes, self.factor, self.ids, self.texts, self.cells, self.about or {})
         self.read = place, file.save(place, since)
 
     @classmethod
@@ -193,4 +239,4 @@ class Index:
         place = Path(path).absolute()
         seen = stamp(place)
         file = CodeFile.open(place)
-        return cls(file.codec, file.codes, file.factor, file.ids, file.about, file.names, (place, seen))
+        return cls(file.codec, file.codes, file.factor, file.ids, file.about, file.names, file.cells, (place, seen))

@@ -8,7 +8,7 @@ Max, 1960) or equally spaced at the step that loses least. A nibble has sixteen 
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from torch import Tensor
 from bitwright.embed.book import POINTS, Book
 from bitwright.errors import BadRequest
 
+Spacing = Literal["lloyd-max", "uniform"]
+
 
 @dataclass(frozen=True)
 class Scalar:
@@ -28,11 +30,11 @@ class Scalar:
     more than 16 levels are sums of a coarse and a fine nibble, and become the next product of two numbers."""
 
     levels: int = 2
-    spacing: Literal["lloyd-max", "uniform"] = "lloyd-max"
+    spacing: Spacing = "lloyd-max"
 
     def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
         spread, dims = y.square().mean().sqrt(), y.shape[1]
-        if not 2 <= self.levels <= POINTS**2 or self.spacing not in ("lloyd-max", "uniform"):
+        if not 2 <= self.levels <= POINTS**2 or self.spacing not in get_args(Spacing):
             raise BadRequest(f"There is no grid of {self.levels} {self.spacing} levels; choose 2 to 256, lloyd-max or uniform.")
         if self.levels > POINTS:
             return self.two(spread, dims)

@@ -154,6 +154,11 @@ def test_a_writer_killed_at_any_moment_leaves_the_old_file_or_the_new_one(codec:
     assert [path.name for path in tmp_path.iterdir()] == ["a.codes"] and len(Index.open(file)) == 1000
 
 
+def test_a_file_may_be_read_by_whom_its_writer_lets(file: Path):
+    (file.parent / "other").write_text("")
+    assert file.stat().st_mode == (file.parent / "other").stat().st_mode
+
+
 def test_who_has_a_file_open_keeps_it_while_others_write(file: Path, codec: Codec):
     q, index = some(4), Index.open(file)
     before = index.search(q, 10)
