@@ -13,6 +13,7 @@ import bitwright
 from bitwright import console
 from bitwright.cli import app
 from bitwright.embed import codecs
+from bitwright.embed.book import Book
 from bitwright.embed.books import Allotted
 from bitwright.embed.codec import Codec
 from bitwright.embed.index import Index
@@ -20,6 +21,7 @@ from bitwright.embed.levels import Scalar, lloyd_max, uniform
 from bitwright.embed.projections import Itq, Principal, Rotation
 from bitwright.errors import BadRequest
 from bitwright.evaluation.retrieval import difference, ndcg, overlap
+from bitwright.kernels.dispatch import only
 
 DIM = 32
 
@@ -79,7 +81,7 @@ def test_the_plan_of_runs_is_the_best_one():
     y = torch.randn(300, 4) * torch.tensor([4.0, 1.0, 0.5, 0.1])
     book = Allotted(widths=(1, 2, 4), rounds=10)(y, 2)
     assert len(book.starts) <= 2 and int(book.starts[0]) == 0
-    spent = [run.stop - run.start for _, run, _ in book.runs]
+    spent = book.widths.tolist()
     assert sum(spent) >= 2 or spent == [1, 1]  # the large coordinate is never left out, nor coded with its small neighbours alone
     assert float((book.decode(book.encode(y)) - y).square().sum()) < 0.2 * float(y.square().sum())
 
@@ -91,6 +93,23 @@ def test_points_of_a_normal_number_are_means_of_what_is_nearest_to_them():
         nearest = (z[:, None] - points).abs().argmin(1)
         means = torch.stack([z[nearest == i].mean() for i in range(levels)])
         torch.testing.assert_close(points, means, atol=0.02, rtol=0.01)
+
+
+@pytest.mark.parametrize("name", codecs.NAMED)
+def test_compiled_loops_code_as_plain_torch_does(name: str):
+    """Close calls may go either way."""
+    x, fresh = clustered(900).split([600, 300])
+    codec = codecs.fit(x, 2.0, name)
+    y = (fresh - codec.centre) @ codec.matrix.T
+    with only("reference"):
+        plain = codec.book.encode(y)
+        near = codec.book.decode(plain)
+    codes = codec.book.encode(y)
+    assert float((codes != plain).float().mean()) < 1e-3 and torch.equal(codec.book.decode(plain), near)
+    torch.testing.assert_close((codec.book.decode(codes) - y).norm(), (near - y).norm(), rtol=1e-4, atol=0)
+    for where, dims in ((codec.book.starts - 1, DIM), (codec.book.starts, DIM // 2)):
+        with pytest.raises(ValueError, match="do not lie within"):
+            Book(where, codec.book.widths, codec.book.points, dims)
 
 
 @pytest.mark.parametrize("spacing", ["lloyd-max", "uniform"])
