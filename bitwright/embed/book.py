@@ -9,13 +9,12 @@ per nibble. Runs may differ in width, which is how a coordinate gets the bits it
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Float32, Int32, UInt8
 from torch import Tensor
 
-from bitwright.grids.clusters import closest
+from bitwright.kernels.dispatch import call
 
 POINTS = 16
 
@@ -29,26 +28,21 @@ class Book:
     points: Float32[Tensor, "t 16 w"]
     dims: int
 
-    @cached_property
-    def runs(self) -> list[tuple[int, slice, Float32[Tensor, "16 v"]]]:
-        ends = zip(self.starts.tolist(), self.widths.tolist(), self.points)
-        return [(i, slice(s, s + w), P[:, :w].contiguous()) for i, (s, w, P) in enumerate(ends)]
+    def __post_init__(self) -> None:
+        t, k, widest = self.points.shape
+        ends = self.starts.long() + self.widths
+        within = (
+            (self.starts >= 0).all() and (self.widths >= 0).all() and (self.widths <= widest).all() and (ends <= self.dims).all()
+        )
+        if k != POINTS or not len(self.starts) == len(self.widths) == t or not within:
+            raise ValueError(f"{t} runs of {k} points do not lie within {self.dims} coordinates")
 
     def encode(self, y: Float32[Tensor, "n dims"]) -> UInt8[Tensor, "n t"]:
         """Nibble by nibble, the point nearest to what is left of its run."""
-        rest, codes = y.clone(), y.new_empty(len(y), len(self.starts), dtype=torch.uint8)
-        for i, run, points in self.runs:
-            part = rest[:, run]
-            chosen = closest(part, points)
-            codes[:, i] = chosen
-            part -= points[chosen]
-        return codes
+        return call("coded", y, self.starts, self.widths, self.points)
 
     def decode(self, codes: UInt8[Tensor, "n t"]) -> Float32[Tensor, "n dims"]:
-        y = self.points.new_zeros(len(codes), self.dims)
-        for i, run, points in self.runs:
-            y[:, run] += points[codes[:, i].long()]
-        return y
+        return call("decoded", codes, self.starts, self.widths, self.points, self.dims)
 
     def tables(self, queries: Float32[Tensor, "q dims"]) -> Float32[Tensor, "q t 16"]:
         """The product of a query with every point: summed over the nibbles of a code they are <query, decode(code)>."""

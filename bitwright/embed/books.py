@@ -1,6 +1,6 @@
 """Which points? Ways to make a book of a given number of nibbles for coordinates y.
 
-`Scalar`     the same points for every coordinate: those of a grid of 2, 4 or 16 levels (or two nibbles of 16: 256) times the spread
+`Scalar`     the same points for every coordinate: those of a grid of 2 to 256 levels times the spread (levels.py)
 `Product`    runs of equal width, sixteen points each by k-means: product quantization (Jegou et al., 2011) with codes of four bits
 `Residual`   every nibble a point of the whole space, coding what those before it left (residual quantization, Chen et al., 2010)
 `Allotted`   runs of the widths that lose least together: wide where coordinates are small, two nibbles on one that is large
@@ -33,31 +33,6 @@ class Maker(Protocol):
     """Makes a book of at most `nibbles` nibbles for coordinates like `y`."""
 
     def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book: ...
-
-
-@dataclass(frozen=True)
-class Scalar:
-    """`bits` 1, 2, 4 or 8 per coordinate: Lloyd and Max's points for a normal number, stretched by the spread of them all."""
-
-    bits: int = 1
-
-    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
-        spread, dims = y.square().mean().sqrt(), y.shape[1]
-        if self.bits == 8:
-            return self.two(spread, dims)
-        if self.bits not in (1, 2, 4) or dims * self.bits % 4:
-            raise BadRequest(
-                f"{dims} coordinates of {self.bits} bits do not fill nibbles; choose 1, 2, 4 or 8 bits and whole nibbles."
-            )
-        width = 4 // self.bits
-        corners = torch.cartesian_prod(*[lloyd_max(2**self.bits)] * width).view(POINTS, width) * spread
-        return Book.listed([(start, corners) for start in range(0, dims, width)], dims)
-
-    def two(self, spread: Tensor, dims: int) -> Book:
-        """256 equal steps over four spreads to both sides: sixteen coarse ones, and sixteen inside each."""
-        step = 8 * spread / 255
-        coarse, fine = ((torch.arange(POINTS) - 7.5)[:, None] * size for size in (16 * step, step))
-        return Book.listed([(j, points) for j in range(dims) for points in (coarse, fine)], dims)
 
 
 @dataclass(frozen=True)
@@ -150,15 +125,3 @@ def words(part: Float32[Tensor, "n w"], rounds: int, seed: int) -> Float32[Tenso
 
 def nearest(part: Float32[Tensor, "n w"], points: Float32[Tensor, "16 w"]) -> Float32[Tensor, "n w"]:
     return points[closest(part, points)]
-
-
-def lloyd_max(levels: int) -> Float32[Tensor, "levels"]:
-    """The points that quantize a standard normal number with least squared error (Lloyd, 1957; Max, 1960): each is the mean of
-    the numbers that are nearest to it."""
-    normal = torch.distributions.Normal(0.0, 1.0)
-    points = normal.icdf((torch.arange(levels, dtype=torch.float64) + 0.5) / levels)
-    for _ in range(2000):
-        edges = torch.cat([torch.tensor([-torch.inf]).double(), (points[1:] + points[:-1]) / 2, torch.tensor([torch.inf]).double()])
-        density, below = torch.exp(-edges.square() / 2) / math.sqrt(2 * math.pi), normal.cdf(edges)
-        points = (density[:-1] - density[1:]) / (below[1:] - below[:-1])
-    return points.float()

@@ -64,7 +64,7 @@ def taken(index: Index, rows: Int64[Tensor, "n"]) -> Part:
 
 def turned(codec: Codec, q: Float[Tensor, "q inp"]) -> Float32[Tensor, "q dims"]:
     """A q: queries for engines that hold coordinates or vectors."""
-    return codec.queries(q) @ codec.matrix.T
+    return codec.asked(q).y
 
 
 def signs(codec: Codec, q: Float[Tensor, "q inp"]) -> UInt8[np.ndarray, "q bytes"]:

@@ -14,6 +14,8 @@ import numpy as np
 
 from bitwright.embed.engines import contents
 from bitwright.embed.index import Index
+from bitwright.embed.views import Linear
+from bitwright.errors import BadRequest
 from bitwright.progress import Progress
 
 SAID = "faiss.read_index(FILE).search(q, k) with raw queries: inner products but for <q, centre>"
@@ -43,6 +45,8 @@ def ivf(index: Index, out: Path, progress: Progress) -> str:
 
 def filled(faiss: Any, found: Any, index: Index, out: Path, progress: Progress) -> str:
     codec = index.codec
+    if not isinstance(codec.view, Linear):
+        raise BadRequest(f"faiss maps queries by a matrix before it and {codec.name} sees them otherwise; use lance-pq or parquet.")
     faiss.copy_array_to_vector(codec.book.points.numpy().ravel(), found.pq.centroids)
     found.is_trained = True
     into = found if index.ids is None else faiss.IndexIDMap(found)
@@ -52,7 +56,7 @@ def filled(faiss: Any, found: Any, index: Index, out: Path, progress: Progress) 
         else:
             into.add_with_ids(part.coordinates.numpy(), part.ids.numpy())
     turn = faiss.LinearTransform(codec.dim, codec.book.dims, False)
-    faiss.copy_array_to_vector(np.ascontiguousarray(codec.matrix.numpy()).ravel(), turn.A)
+    faiss.copy_array_to_vector(np.ascontiguousarray(codec.view.matrix.numpy()).ravel(), turn.A)
     turn.is_trained = True
     whole = faiss.IndexPreTransform(turn, into)
     faiss.write_index(whole, str(out))
