@@ -24,7 +24,7 @@ class Sets:
     """`n` sets in one matrix: set i is rows edges[i] to edges[i + 1] - 1, and may be empty."""
 
     tokens: Float[Tensor, "t d"]
-    edges: Int64[Tensor, "n+1"]
+    edges: Int64[Tensor, "edges"]
 
     @classmethod
     def of(cls, sets: Sequence[Float[Tensor, "_ d"]]) -> "Sets":
@@ -33,7 +33,7 @@ class Sets:
 
     def __post_init__(self) -> None:
         if int(self.edges[0]) or int(self.edges[-1]) != len(self.tokens) or (self.sizes < 0).any():
-            raise BadRequest(f"The edges of the sets do not cut {len(self.tokens)} vectors; begin at 0, ascend, end at their number.")
+            raise BadRequest(f"The edges do not cut {len(self.tokens)} vectors into sets; begin at 0, ascend, end at their number.")
 
     def __len__(self) -> int:
         return len(self.edges) - 1
@@ -88,21 +88,15 @@ def carved(sets: Sets, tau: float = 0.7) -> Sets:
 
     All sets at a time: a round carves one ball of each, so that there are as many rounds as the largest set has balls.
     """
-    left = torch.ones(len(sets.tokens), dtype=torch.bool, device=sets.tokens.device)
-    place = torch.arange(len(left), device=left.device)
-    sums, owners = [], []
-    while left.any():
-        first = torch.full((len(sets),), len(left), device=left.device).scatter_reduce_(0, sets.owner[left], place[left], "amin")
-        asked = first[sets.owner[left]]
-        here = place[left]
-        near = ((sets.tokens[here] * sets.tokens[asked]).sum(1) >= tau) | (here == asked)
-        taken = here[near]
-        ball = sets.tokens.new_zeros(len(sets), sets.tokens.shape[1]).index_add_(0, sets.owner[taken], sets.tokens[taken])
-        some = (first < len(left)).nonzero()[:, 0]
-        sums.append(ball[some])
-        owners.append(some)
-        left[taken] = False
-    owner = torch.cat(owners) if owners else sets.owner
-    order = owner.argsort(stable=True)
-    edges = torch.nn.functional.pad(torch.bincount(owner, minlength=len(sets)).cumsum(0), (1, 0))
-    return Sets(torch.cat(sums)[order] if sums else sets.tokens, edges)
+    place = torch.arange(len(sets.tokens), device=sets.tokens.device)
+    left, ball = place, torch.full_like(place, -1)  # ball: the vector that a vector goes with
+    while len(left):
+        owner = sets.owner[left]
+        first = torch.full((len(sets),), len(place), device=place.device).scatter_reduce_(0, owner, left, "amin")[owner]
+        near = ((sets.tokens[left] * sets.tokens[first]).sum(1) >= tau) | (left == first)
+        ball[left[near]] = first[near]
+        left = left[~near]
+    sums = torch.zeros_like(sets.tokens).index_add_(0, ball, sets.tokens)
+    seed = ball == place
+    edges = torch.nn.functional.pad(torch.bincount(sets.owner[seed], minlength=len(sets)).cumsum(0), (1, 0))
+    return Sets(sums[seed], edges)

@@ -44,11 +44,12 @@ class Muvera:
         bits: int = 5,
         inner: int | None = 16,
         final: int | None = None,
-        kind: type[Signs] | type[Slots] = Signs,
+        kind: type[Signs] | type[Slots] = Slots,
         centre: Float32[Tensor, "d"] | None = None,
         seed: int = 0,
     ) -> "Muvera":
-        """For tokens of `dim` numbers; `inner` None keeps them whole. Raises BadRequest for sizes that make no encoding."""
+        """For tokens of `dim` numbers, `inner` of them kept per cell (None: all), all cells sketched to `final` (None: not).
+        `kind`: the published code sketches by Slots, the paper by Signs. Raises BadRequest for sizes that make no encoding."""
         if min(dim, repetitions, inner or 1, final or 1) < 1 or not 0 <= bits <= 20:
             raise BadRequest(f"{repetitions} repetitions of {bits} bits make no encoding; give sizes from 1 and 0 to 20 bits.")
         gen = torch.Generator().manual_seed(seed)
@@ -82,7 +83,7 @@ class Muvera:
             parts.append(blocks if self.final is None else self.final(blocks))
         return torch.cat(parts)
 
-    def blocks(self, sets: Sets, r: int, documents: bool) -> Float32[Tensor, "n cells*p"]:
+    def blocks(self, sets: Sets, r: int, documents: bool) -> Float32[Tensor, "n held"]:
         """Repetition r: what every cell of every set holds."""
         tokens, count = sets.tokens.float(), len(sets) * self.cells
         place = sets.owner * self.cells + self.cell(tokens, r)
@@ -95,14 +96,14 @@ class Muvera:
                 empty = (number == 0).nonzero()[:, 0]
                 source = self.sources(place, len(sets))[empty]
                 held[empty] = torch.where((source >= 0)[:, None], y[source], 0.0)
-        return held.view(len(sets), -1)
+        return held.view(len(sets), self.cells * y.shape[1])
 
     def cell(self, tokens: Float32[Tensor, "t d"], r: int) -> Int64[Tensor, "t"]:
         bits = (tokens - self.centre) @ self.planes[r].T > 0
         return (bits << torch.arange(bits.shape[1], device=bits.device)).sum(1)
 
     def sources(self, place: Int64[Tensor, "t"], sets: int) -> Int64[Tensor, "n"]:
-        """Of every cell of every set the token of the nearest cell, -1 in a set without any: the least of (bits apart, position)."""
+        """Of every cell of every set the token of the nearest cell, by (bits apart, position); -1 in a set without any."""
         bits, apart = self.planes.shape[1], len(place)
         none = (bits + 1) * apart
         least = torch.full((sets * self.cells,), none, device=place.device)
@@ -123,6 +124,10 @@ class Muvera:
 
         return min((replace(self, fill=fill) for fill in (True, False)), key=lost)
 
+    def to(self, device: torch.device) -> "Muvera":
+        inner, final = tuple(one.to(device) for one in self.inner), self.final and self.final.to(device)
+        return replace(self, planes=self.planes.to(device), inner=inner, centre=self.centre.to(device), final=final)
+
     def tensors(self) -> dict[str, Tensor]:
         sketches = {f"inner.{r}": sketch for r, sketch in enumerate(self.inner)} | ({"final": self.final} if self.final else {})
         named = {f"{name}.{part}": tensor for name, sketch in sketches.items() for part, tensor in sketch.tensors().items()}
@@ -136,4 +141,3 @@ class Muvera:
 
         inner = tuple(sketch(f"inner.{r}") for r in range(len(tensors["planes"])))
         return cls(tensors["planes"], inner, tensors["centre"], sketch("final"), bool(tensors["fill"]))  # type: ignore[arg-type]
-

@@ -44,27 +44,27 @@ class Signs:
 
 @dataclass(frozen=True, eq=False)
 class Slots:
-    """`slots[i]` is where coordinate i goes. As many places as coordinates, each its own and no sign thrown, is no sketch at all."""
+    """`slots[i]` is where coordinate i goes. `same`: every coordinate its own place and no sign thrown, which is no sketch."""
 
     slots: Int32[Tensor, "inp"]
     signs: Int8[Tensor, "inp"]
-    out: Int32[Tensor, ""]
+    out: int
 
     @classmethod
     def drawn(cls, inp: int, out: int, gen: torch.Generator) -> "Slots":
         slots = torch.randint(out, (inp,), generator=gen, dtype=torch.int32)
-        return cls(slots, coins((inp,), gen), torch.tensor(out, dtype=torch.int32))
+        return cls(slots, coins((inp,), gen), out)
 
     @classmethod
     def same(cls, inp: int) -> "Slots":
         every = torch.arange(inp, dtype=torch.int32)
-        return cls(every, torch.ones(inp, dtype=torch.int8), torch.tensor(inp, dtype=torch.int32))
+        return cls(every, torch.ones(inp, dtype=torch.int8), inp)
 
     def __call__(self, x: Float32[Tensor, "n inp"]) -> Float32[Tensor, "n out"]:
-        return x.new_zeros(len(x), int(self.out)).index_add_(1, self.slots, x * self.signs)
+        return x.new_zeros(len(x), self.out).index_add_(1, self.slots, x * self.signs)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"slots": self.slots, "signs": self.signs, "out": self.out}
+        return {"slots": self.slots, "signs": self.signs, "out": torch.tensor(self.out)}
 
     def to(self, device: torch.device) -> "Slots":
         return Slots(self.slots.to(device), self.signs.to(device), self.out)
@@ -75,4 +75,6 @@ def coins(shape: tuple[int, ...], gen: torch.Generator) -> Int8[Tensor, "..."]:
 
 
 def sketch_of(tensors: Mapping[str, Tensor]) -> Sketch:
-    return Slots(**tensors) if "slots" in tensors else Signs(**tensors)
+    if "slots" not in tensors:
+        return Signs(tensors["signs"])
+    return Slots(tensors["slots"], tensors["signs"], int(tensors["out"]))
