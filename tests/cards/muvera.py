@@ -95,7 +95,7 @@ def test_sketches_keep_products_in_the_mean(kind: type[Signs] | type[Slots]):
     assert abs(float(products.mean() - x[0] @ x[1])) < 4 * float(products.std()) / 4000**0.5
 
 
-@pytest.mark.parametrize("noise, reached", [(0.05, 0.7), (1e9, 0.1)], ids=["related", "random"])
+@pytest.mark.parametrize("noise, reached", [(0.05, 0.5), (1e9, 0.1)], ids=["related", "random"])
 def test_the_estimate_grows_towards_chamfer_with_the_number_of_planes(noise: float, reached: float):
     """The mean of 200 draws, queries of a document's tokens with noise: the nearer they are, the sooner they share a cell."""
     document = unit(1, 64)
