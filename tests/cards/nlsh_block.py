@@ -24,7 +24,7 @@ class Tables(NamedTuple):
 
 @pytest.fixture(scope="module")
 def tables() -> Tables:
-    """Every thing has a word in each table, seldom the same; price and shop tell nothing. Right record i is left record order[i]."""
+    """Every thing has a word in each table, seldom the same; price and shop tell nothing. Right record i is left order[i]."""
     draw = np.random.default_rng(0)
     syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
     names = np.array(["".join(draw.choice(syllables, 3)) for _ in range(2 * CONCEPTS)]).reshape(2, CONCEPTS)
