@@ -68,7 +68,7 @@ class NlshBlock:
                 strangers, fresh = self.mine(encoder, left, right, rule, asked)
                 pairs = torch.cat([pairs, fresh]).unique(dim=0)
             i, j = pairs[torch.randint(len(pairs), (self.batch,), generator=gen)].T
-            row = torch.searchsorted(asked, j)
+            row = torch.searchsorted(asked, j.contiguous())
             third = strangers[row, torch.randint(strangers.shape[1], (self.batch,), generator=gen)]
             x, y, z = (
                 encoder([side[n] for n in rows.tolist()]) for side, rows in ((left, i), (right, j), (left, third.clamp_min(0)))

@@ -56,7 +56,7 @@ class SetIndex:
     def search(self, queries: Sets, k: int = 10, candidates: int = 100, tau: float | None = None) -> Matches:
         """The best k of `candidates`. `tau`: queries are carved into balls of at least that product before they are compared.
         Raises BadRequest where there are not so many documents."""
-        found = self.index.search(self.encoder.queries(queries), candidates).ids
+        found = self.index.search(self.encoder.queries(queries), max(k, candidates)).ids
         return Matches(*ranked(queries if tau is None else carved(queries, tau), self.documents, found, k))
 
     def save(self, folder: Path) -> None:

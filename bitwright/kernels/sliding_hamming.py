@@ -105,7 +105,8 @@ def estimate(text: Integer[Tensor, "n"], pattern: Integer[Tensor, "m"], columns:
     if columns < 1:
         raise BadRequest(f"{columns} columns estimate nothing; give 1 or more, as many as letters for the exact distances.")
     H = torch.from_numpy(scipy.linalg.hadamard(1 << (known.size - 1).bit_length())).float()
-    drawn = torch.randperm(len(H), generator=torch.Generator().manual_seed(seed))[:columns]
+    some = 1 + torch.randperm(len(H) - 1, generator=torch.Generator().manual_seed(seed))[:columns]  # the first is the same for all
+    drawn = torch.arange(len(H)) if columns >= len(H) else some
     signs = torch.nn.functional.pad(H[: known.size, drawn], (0, 0, 0, 1))  # another letter meets nothing
     T, P = (torch.from_numpy(part.astype(np.int64)) for part in (known.text, known.pattern))
     raw = correlated(((signs[T, c], signs[P, c]) for c in range(len(drawn))), places(known)) / len(drawn)

@@ -38,10 +38,10 @@ def letters(text: Integer[Tensor, "n"], pattern: Integer[Tensor, "m"]) -> Letter
         raise BadRequest(f"A pattern of {m} letters has no place in a text of {n}; give one of 1 to {n} letters.")
     own, coded = np.unique(pattern.numpy(), return_inverse=True)
     kind = np.uint8 if len(own) < 256 else np.uint16 if len(own) < 65536 else np.uint32
-    values = text.numpy()
-    if values.itemsize == 1:  # a table of all letters
+    values = text.contiguous().numpy()
+    if values.itemsize == 1 and text.dtype == pattern.dtype:  # a table of all letters
         table = np.full(256, len(own), kind)
-        table[own.astype(values.dtype).view(np.uint8)] = np.arange(len(own))
+        table[own.view(np.uint8)] = np.arange(len(own))
         return Letters(table[values.view(np.uint8)], coded.astype(kind), len(own))
     at = np.searchsorted(own, values).clip(max=len(own) - 1)
     return Letters(np.where(own[at] == values, at, len(own)).astype(kind), coded.astype(kind), len(own))

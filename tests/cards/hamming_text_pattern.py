@@ -31,6 +31,7 @@ def cases() -> Iterator[tuple[Tensor, Tensor]]:
         shift, kind = (0, size // 2, size)[case % 7 % 3], (torch.uint8, torch.int64, torch.int8, torch.int32)[case % 4]
         yield drawn(n, size, kind), drawn(m, size, kind) + shift
     yield drawn(2000, 400, torch.int64) - 200, drawn(900, 400, torch.int64) - 100
+    yield drawn(500, 250), drawn(60, 900, torch.int64)
 
 
 @pytest.mark.parametrize("name", sliding.METHODS)

@@ -58,7 +58,7 @@ def test_the_loss_pulls_only_between_its_radii():
     loss(near, far, 0.4, 2.5).backward()
     assert near.grad is not None and far.grad is not None
     assert near.grad.tolist() == [0, 0, 0.25, 0.25] and far.grad.tolist() == [-0.25, -0.25, 0, 0]
-    assert float(loss(near[:1], far[3:], 0.4, 2.5)) == pytest.approx(0.4 - 1.0)
+    assert loss(near[:1], far[3:], 0.4, 2.5).item() == pytest.approx(0.4 - 1.0)
 
 
 def test_twenty_candidates_hold_what_minhash_does_not_find(tables: Tables, trained: tuple[Tensor, Tensor]):
