@@ -108,6 +108,19 @@ def test_the_estimate_grows_towards_chamfer_with_the_number_of_planes(noise: flo
     assert means == sorted(means) and means[0] < 0.3 * exact and reached * exact < means[-1] <= exact
 
 
+def test_a_centre_tells_tokens_of_one_cone_apart():
+    """Tokens that all point one way fall into few cells, unless the planes go through their middle."""
+    cone = torch.nn.functional.normalize(torch.randn(60 * 20, 32) + 12, dim=1)
+    documents = Sets.of(list(cone.split(20)))
+    asked = Sets.of([torch.nn.functional.normalize(part[:6] + 0.02 * torch.randn(6, 32), dim=1) for part in cone.split(20)])
+    found = []
+    for centre in (torch.zeros(32), cone.mean(0)):
+        encoder = replace(Muvera.drawn(32, 10, 4, None, centre=centre), fill=False)
+        estimates = encoder.queries(asked) @ encoder.documents(documents).T
+        found.append(float((estimates.argmax(1) == torch.arange(60)).double().mean()))
+    assert found[1] > found[0] + 0.3
+
+
 def test_chamfer_is_the_sum_of_the_best_products():
     queries, documents = whole(2, 0, 3), whole(*SIZES)
     scores = chamfer(queries, documents)

@@ -43,8 +43,8 @@ def tables() -> Tables:
 @pytest.fixture(scope="module")
 def trained(tables: Tables) -> tuple[Tensor, Tensor]:
     """Vectors of both tables; the first right records were learned from, with the rule as a list of their matches."""
-    encoder, seen = Hashed(128), tables.pairs[:TRAINED]
-    NlshBlock(steps=500)(encoder, tables.left, tables.right[:TRAINED], labelled(seen), seen)
+    encoder, seen = Hashed(128, slots=1 << 12), tables.pairs[:TRAINED]
+    NlshBlock(steps=200, again=80)(encoder, tables.left, tables.right[:TRAINED], labelled(seen), seen)
     return encoded(encoder, tables.left), encoded(encoder, tables.right)
 
 
