@@ -6,6 +6,7 @@
 calibration); the best judged state is the one that stays. So what is learned is never worse than what was free, on held-out rows.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,10 +35,11 @@ def descend(
     rows: int,
     batch: int,
     how: Training,
+    clip: float = math.inf,
 ) -> tuple[float, float]:
     """Moves the parameters of `groups` ({"params": [...], "lr": ...}) in place, to the best of the states that `judge` has seen.
-    `loss` gets the rows of a batch and the number of steps done; every pass over the rows is in a new order. Returns what was
-    judged before and what is now; both are equal where training did not help."""
+    `loss` gets the rows of a batch and the number of steps done; every pass over the rows is in a new order. `clip`: the most that
+    a gradient may measure. Returns what was judged before and what is now; both are equal where training did not help."""
     held = [p for group in groups for p in group["params"]]
     optimizer = OPTIMIZERS[how.optimizer]([dict(group) for group in groups])
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(how, step / max(how.steps, 1)))
@@ -47,6 +49,7 @@ def descend(
         with torch.enable_grad():
             optimizer.zero_grad(set_to_none=True)
             loss(chosen, step - 1).backward()
+        nn.utils.clip_grad_norm_(held, clip)
         optimizer.step()
         rates.step()
         if checked(how, step):
