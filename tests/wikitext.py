@@ -1,60 +1,73 @@
-"""Token vectors of WikiText-2 for tests of late interaction: 64 numbers per word, windows as documents, pieces as queries.
+"""Text for the cards that retrieve: articles of WikiText-2, their windows and paragraphs, and embeddings made from counts of words.
 
-Word vectors are the leading singular vectors of the positive pointwise mutual information of words within five places, times the
-square root of the singular value (latent semantics, as one makes them without a model). A token is the vector of its word, centred
-over the text and of length 1. A document is a window of words; a query is a piece of the text between two windows: no query is part
-of a document, and none has one that is surely its own.
+The text lies beside the project in shared/data, or where BITWRIGHT_DATA says; without it a test that needs it is skipped.
 """
 
 import os
-from dataclasses import dataclass
+import re
+import zlib
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
+from scipy.sparse import csr_array
+from scipy.sparse.linalg import svds
 from torch import Tensor
 
-from bitwright.embed.chamfer import Sets
-
-FOLDER = Path(os.environ.get("BITWRIGHT_WIKITEXT2") or Path(__file__).parents[2] / "shared" / "data" / "wikitext2")
-needed = pytest.mark.skipif(not (FOLDER / "test.txt").is_file(), reason="BITWRIGHT_WIKITEXT2 names no folder with test.txt")
-DIM, REACH = 64, 5
+DATA = Path(os.environ.get("BITWRIGHT_DATA", Path(__file__).parents[2] / "shared/data"))
 
 
 @cache
-def tokens() -> Tensor:
-    """[words of the text, 64]."""
-    text = (FOLDER / "test.txt").read_text().lower().split()
-    words, ids = np.unique([word for word in text if word != "<unk>"], return_inverse=True)
-    size, pairs = len(words), sp.csr_matrix((len(words), len(words)))
-    for gap in range(1, REACH + 1):
-        pairs += sp.coo_matrix((np.full(len(ids) - gap, 1 / gap), (ids[:-gap], ids[gap:])), (size, size)).tocsr()
-    pairs = (pairs + pairs.T).tocoo()
-    often = np.asarray(pairs.sum(1))[:, 0]
-    value = np.log(pairs.data * pairs.data.sum() / (often[pairs.row] * often[pairs.col]))
-    ppmi = sp.csr_matrix((value.clip(0), (pairs.row, pairs.col)), (size, size))
-    basis = np.linalg.qr(ppmi @ np.random.default_rng(0).standard_normal((size, 2 * DIM)))[0]
-    for _ in range(3):
-        basis = np.linalg.qr(ppmi @ (ppmi.T @ basis))[0]
-    left, sizes, _ = np.linalg.svd((ppmi.T @ basis).T, full_matrices=False)
-    vectors = torch.from_numpy((basis @ left[:, :DIM]) * np.sqrt(sizes[:DIM])).float()[torch.from_numpy(ids)]
-    return torch.nn.functional.normalize(vectors - vectors.mean(0))
+def articles(split: str) -> list[list[str]]:
+    """Of `valid` or `test`: a list of paragraphs each, headings left out."""
+    file = DATA / f"wikitext2/{split}.txt"
+    if not file.is_file():
+        pytest.skip(f"{file} is not there")
+    found: list[list[str]] = []
+    for line in file.read_text().splitlines():
+        if re.match(r" = [^=].* = $", line):
+            found.append([])
+        elif found and line.strip() and not line.startswith(" ="):
+            found[-1].append(line.strip())
+    return [article for article in found if article]
 
 
-@dataclass(frozen=True)
-class Corpus:
-    documents: Sets
-    queries: Sets
+def windows(split: str, words: int = 50) -> tuple[list[str], Tensor]:
+    """Texts of so many words, and which article each is from."""
+    texts, owners = [], []
+    for i, article in enumerate(articles(split)):
+        run = " ".join(article).split()
+        for at in range(0, len(run) - words + 1, words):
+            texts.append(" ".join(run[at : at + words]))
+            owners.append(i)
+    return texts, torch.tensor(owners)
 
 
-def corpus(documents: int = 2000, queries: int = 200, length: int = 64, asked: int = 16, seed: int = 0) -> Corpus:
-    """Windows of `length` words with gaps of `asked` words between them; queries are some of the gaps."""
-    every = tokens()
-    step = length + asked
-    most = len(every) // step
-    windows = every[: most * step].view(most, step, DIM)[:documents]
-    chosen = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:queries]
-    return Corpus(Sets.of(list(windows[:, :length])), Sets.of(list(windows[chosen, length:])))
+def counts(texts: list[str], size: int = 8192) -> csr_array:
+    """1 + log of how often each word is there, words hashed to `size` columns; punctuation and <unk> left out."""
+    rows, columns, values = [], [], []
+    for row, text in enumerate(texts):
+        found: dict[int, int] = {}
+        for word in re.findall(r"[a-z0-9]{2,}", text.lower().replace("<unk>", " ")):
+            column = zlib.crc32(word.encode()) % size
+            found[column] = found.get(column, 0) + 1
+        rows += [row] * len(found)
+        columns += found
+        values += [1 + np.log(n) for n in found.values()]
+    return csr_array((np.array(values, dtype=np.float32), (rows, columns)), shape=(len(texts), size))
+
+
+def rarity(bags: csr_array) -> np.ndarray:
+    """log(n / texts that hold the word)."""
+    n = bags.shape[0]
+    return np.log((n + 1) / (1 + np.bincount(bags.indices, minlength=bags.shape[1]))).astype(np.float32)
+
+
+def lsa(texts: list[str], dim: int = 256) -> Tensor:
+    """Latent semantic embeddings of unit length."""
+    bags = counts(texts)
+    weighted = bags.multiply(rarity(bags)).tocsr()
+    left, size, _ = svds(weighted, k=dim, random_state=0)
+    return torch.nn.functional.normalize(torch.from_numpy((left * size)[:, ::-1].astype(np.float32).copy()))

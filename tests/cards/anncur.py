@@ -1,10 +1,10 @@
-"""Card anncur: a slow scorer as an index. The slow scorer is exact Chamfer on WikiText-2 (tests/wikitext.py)."""
+"""Card anncur: a slow scorer as an index. The slow scorer is exact Chamfer on WikiText-2 (tests/token_vectors.py)."""
 
 from typing import NamedTuple
 
 import pytest
+import token_vectors
 import torch
-import wikitext
 from torch import Tensor
 
 from bitwright.embed.anncur import AnnCur, adaptive, within
@@ -25,7 +25,7 @@ class Box(NamedTuple):
 
 @pytest.fixture(scope="module")
 def box() -> Box:
-    corpus = wikitext.corpus(queries=400, seed=3)
+    corpus = token_vectors.corpus(queries=400, seed=3)
     scores = chamfer(corpus.queries, corpus.documents)
     return Box(scores[:200], scores[200:], (means(corpus.queries) @ means(corpus.documents).T)[200:])
 
@@ -82,14 +82,14 @@ def test_what_is_asked_wrongly_gets_a_sentence():
             what()
 
 
-@wikitext.needed
+@token_vectors.needed
 def test_a_tenth_of_the_calls_finds_what_means_of_tokens_do_not(box: Box):
     cur = AnnCur.of(box.anchors, drawn(100))
     own, pooled = recall(cur, box.anchors, box.asked), found(within(box.asked, box.pooled, drawn(0), BUDGET, 10), box.asked)
     assert own >= 0.8 and own >= pooled + 0.05
 
 
-@wikitext.needed
+@token_vectors.needed
 @pytest.mark.parametrize("budget", [200, 400])
 def test_the_choice_is_as_good_as_the_best_of_three_and_the_spike_is_gone(box: Box, budget: int):
     R = box.anchors[:100]
@@ -100,7 +100,7 @@ def test_the_choice_is_as_good_as_the_best_of_three_and_the_spike_is_gone(box: B
     assert recall(AnnCur.of(R, drawn(100), 1e-3), R, box.asked, budget) >= fixed[1]
 
 
-@wikitext.needed
+@token_vectors.needed
 def test_items_of_eight_bits_find_the_same(box: Box):
     cur = AnnCur.fit(box.anchors, BUDGET)
     index = cur.index(box.anchors)
@@ -108,7 +108,7 @@ def test_items_of_eight_bits_find_the_same(box: Box):
     assert index.codec.bits == 8 and abs(found(coded.ids, box.asked) - recall(cur, box.anchors, box.asked)) <= 0.01
 
 
-@wikitext.needed
+@token_vectors.needed
 def test_anchors_of_a_querys_own_are_better_at_the_top(box: Box):
     cur = AnnCur.fit(box.anchors[:100], BUDGET)
     estimates = within(box.asked, estimated(cur, box.anchors[:100], box.asked), cur.anchors, BUDGET, 1)

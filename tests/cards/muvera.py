@@ -1,11 +1,11 @@
-"""Card muvera: sets of vectors as one vector, exact Chamfer, and an index over sets. Text: WikiText-2, see tests/wikitext.py."""
+"""Card muvera: sets of vectors as one vector, exact Chamfer, and an index over sets. Text: WikiText-2, see tests/token_vectors.py."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import token_vectors
 import torch
-import wikitext
 from torch import Tensor
 
 from bitwright.embed.chamfer import Sets, carved, chamfer, ranked
@@ -168,8 +168,8 @@ def test_bad_sets_get_a_sentence(tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def text() -> tuple[wikitext.Corpus, Tensor]:
-    corpus = wikitext.corpus()
+def text() -> tuple[token_vectors.Corpus, Tensor]:
+    corpus = token_vectors.corpus()
     return corpus, chamfer(corpus.queries, corpus.documents)
 
 
@@ -178,8 +178,8 @@ def recall(estimates: Tensor, exact: Tensor) -> float:
     return float((estimates.topk(10).indices == exact.argmax(1, keepdim=True)).any(1).double().mean())
 
 
-@wikitext.needed
-def test_estimates_follow_chamfer_and_find_what_mean_pooling_misses(text: tuple[wikitext.Corpus, Tensor]):
+@token_vectors.needed
+def test_estimates_follow_chamfer_and_find_what_mean_pooling_misses(text: tuple[token_vectors.Corpus, Tensor]):
     corpus, exact = text
     encoder = Muvera.drawn(64, 10, 5, 16)
     estimates = encoder.queries(corpus.queries) @ encoder.documents(corpus.documents).T
@@ -190,10 +190,10 @@ def test_estimates_follow_chamfer_and_find_what_mean_pooling_misses(text: tuple[
     assert recall(estimates, exact) >= 0.70 and recall(means, exact) <= 0.45
 
 
-@wikitext.needed
-def test_filling_is_chosen_by_what_it_finds(text: tuple[wikitext.Corpus, Tensor]):
+@token_vectors.needed
+def test_filling_is_chosen_by_what_it_finds(text: tuple[token_vectors.Corpus, Tensor]):
     """Short documents of scattered tokens: filling harms, and a sample of them says so."""
-    corpus = wikitext.corpus(documents=1500, length=30)
+    corpus = token_vectors.corpus(documents=1500, length=30)
     exact = chamfer(corpus.queries, corpus.documents)
     encoder = Muvera.drawn(64, 10, 5, 16, kind=Signs)
     chosen = encoder.fitted(corpus.queries.part(0, 100), corpus.documents.part(0, 500))
@@ -204,8 +204,8 @@ def test_filling_is_chosen_by_what_it_finds(text: tuple[wikitext.Corpus, Tensor]
     assert found[chosen.fill] == max(found.values()) and not chosen.fill
 
 
-@wikitext.needed
-def test_one_bit_per_number_loses_little(text: tuple[wikitext.Corpus, Tensor]):
+@token_vectors.needed
+def test_one_bit_per_number_loses_little(text: tuple[token_vectors.Corpus, Tensor]):
     corpus, exact = text
     encoder = Muvera.drawn(64, 20, 5, 32, 4096).fitted(corpus.queries.part(0, 100), corpus.documents.part(0, 500))
     floats = recall(encoder.queries(corpus.queries) @ encoder.documents(corpus.documents).T, exact)

@@ -1,0 +1,153 @@
+"""Card income: encoders read by their signs, points moved under fixed codes, and training data made from the passages alone."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from bitwright.embed import bpr, codecs, income, jpq
+from bitwright.embed.bpr import Bpr, Pairs, signs, soft
+from bitwright.embed.index import Index
+from bitwright.embed.jpq import Jpq
+from bitwright.embed.learning import descend
+from bitwright.errors import BadRequest
+from bitwright.kernels.scanning import Blocked
+from bitwright.training.loop import Training
+
+# --- losses --------------------------------------------------------------------------------------------------------------------
+
+
+def test_losses_are_those_of_a_loop_over_pairs() -> None:
+    q, p = torch.randn(4, 8), torch.randn(8, 8)
+    rows = [(torch.log(sum(torch.exp(q[i] @ p[j]) for j in range(8))) - q[i] @ p[i]) for i in range(4)]
+    torch.testing.assert_close(bpr.dense(q, p), torch.stack(rows).mean())
+    behind = [torch.relu(2 - q[i] @ p[i] + q[i] @ p[j]) for i in range(4) for j in range(8) if j != i]
+    torch.testing.assert_close(bpr.binary(q, p), torch.stack(behind).mean())
+    margins = torch.randn(4)
+    off = [(q[i] @ p[i] - q[i] @ p[4 + i] - margins[i]) ** 2 for i in range(4)]
+    torch.testing.assert_close(bpr.taught(q, p, margins), torch.stack(off).mean())
+
+
+def test_a_teacher_moves_every_row_of_both_blocks() -> None:
+    q, p = torch.randn(4, 8), torch.randn(8, 8, requires_grad=True)
+    bpr.taught(q, p, torch.randn(4)).backward()
+    assert p.grad is not None and (p.grad.abs().sum(1) > 0).all()
+
+
+def test_soft_codes_become_signs() -> None:
+    e = torch.linspace(-1, 1, 2001)[:, None]
+    far = e.abs() > 0.05
+    off = [float((soft(e, step) - signs(e))[far].abs().max()) for step in (0, 1000, 140_000)]
+    assert off == sorted(off, reverse=True) and off[-1] < 1e-3
+    assert signs(torch.tensor([[-0.0, 0.0, -1e-9]])).tolist() == [[1.0, 1.0, -1.0]]
+
+
+def test_ranked_pairs_are_those_of_a_loop() -> None:
+    scores, positive = torch.randn(2, 5), torch.zeros(2, 5, dtype=torch.bool)
+    positive[0, 3] = positive[1, 4] = True
+    scores[0, 4] = -torch.inf  # the positive of the first was found, and is not there a second time
+    total, count = 0.0, 0
+    for b, at in ((0, 3), (1, 4)):
+        for j in range(5):
+            if j != at and scores[b, j].isfinite():
+                worth = [1 / (r + 1) if r < 3 else 0.0 for r in (at, j)]
+                total += abs(worth[0] - worth[1]) * float(torch.log1p(torch.exp(scores[b, j] - scores[b, at])))
+                count += 1
+    rows = torch.zeros(2, dtype=torch.int64)
+    assert float(jpq.ranked(3)(scores, positive, rows, rows[:, None].expand(2, 5))) == pytest.approx(total / count, rel=1e-5)
+    known = scores.nan_to_num(neginf=0.0) + torch.tensor([[1.0], [2.0]])  # as far apart as the teacher has them
+    assert float(jpq.taught(lambda *_: known)(scores, positive, rows, rows[:, None].expand(2, 5))) < 1e-10
+
+
+# --- the two searches, on vectors ---------------------------------------------------------------------------------------------
+
+
+def test_candidates_by_bits_and_their_order_by_floats() -> None:
+    p, q = torch.randn(400, 32), torch.randn(6, 32)
+    plain = Bpr(nn.Identity(), nn.Identity())
+    index = plain.index(p, torch.arange(400) + 1000)
+    assert index.bytes == Blocked.of(torch.zeros(400, 8, dtype=torch.uint8)).data.numel() + 8 * 400  # a bit each, and ids
+    hits = plain.search(index, q, 10, candidates=50)
+    for row, ids, scores in zip(q, hits.ids, hits.scores):
+        apart = (signs(p) != signs(row[None])).sum(1)
+        kept = apart.argsort(stable=True)[:50]
+        best = (signs(p[kept]) @ row).sort(descending=True)
+        torch.testing.assert_close(scores, best.values[:10])
+        assert torch.equal(ids - 1000, kept[best.indices[:10]])
+    with pytest.raises(BadRequest, match="smaller k"):
+        plain.search(index, q, 60, candidates=50)
+    with pytest.raises(BadRequest, match="nibbles of four"):
+        plain.index(torch.randn(5, 30))
+
+
+def asked(n: int = 600, dim: int = 32) -> tuple[Tensor, Tensor]:
+    """Documents, and queries that see them through a map of their own."""
+    x = normalize(torch.randn(24, dim)[torch.randint(24, (n,))] + 0.7 * torch.randn(n, dim))
+    return x, normalize(x @ (torch.eye(dim) + 0.15 * torch.randn(dim, dim)) + 0.1 * torch.randn(n, dim))
+
+
+def test_codes_stay_and_more_is_found_under_moved_points() -> None:
+    x, q = asked()
+    codec = codecs.fit(x, 0.5, "product")
+    codes = codec.encode(x)
+    before, own = codes.nibbles.clone(), torch.arange(len(x))
+    found = Jpq.train(codec, codes, q[:400], own[:400], results=50, rates=(3e-3, 3e-2), how=Training(steps=120, warm=0.05))
+    index, start = found.index(codes), Index.build(codec, x)
+    share = lambda ids: float((ids == own[400:, None]).any(1).float().mean())  # noqa: E731
+    assert share(index.search(found.queries(q[400:]), 10).ids) > share(start.search(q[400:], 10).ids)
+    assert torch.equal(codes.nibbles, before) and torch.equal(index.codes.data, start.codes.data)
+    assert found.served.space_id != codec.space_id and not torch.equal(found.served.book.points, codec.book.points)
+    index.add(found.documents.encode(x[:3]), space=found.documents.space_id)
+    assert torch.equal(index.codes.nibbles(torch.arange(600, 603)), index.codes.nibbles(torch.arange(3)))
+
+
+def test_a_run_that_starts_from_nothing_changes_nothing() -> None:
+    x, q = asked(200)
+    codec = codecs.fit(x, 1.0, "allotted")
+    found = Jpq.train(codec, codec.encode(x), q, torch.arange(200), how=Training(steps=0))
+    assert torch.equal(found.queries(q), q) and torch.equal(found.served.book.points, codec.book.points)
+
+
+def test_scores_in_training_are_those_of_the_search() -> None:
+    x, q = asked(100)
+    codec = codecs.fit(x, 1.0, "allotted")
+    hits = Index.build(codec, x).search(q[:5], 20)
+    torch.testing.assert_close(jpq.read(codec, codec.queries(q[:5]), codec.encode(x), hits.ids), hits.scores, rtol=1e-4, atol=1e-5)
+
+
+# --- the pipeline --------------------------------------------------------------------------------------------------------------
+
+
+def test_as_many_queries_as_the_corpus_needs() -> None:
+    passages = [f"First of {i}. Second of {i}. Third of {i}. Fourth of {i}." for i in range(10)]
+    queries, pairs = income.synthesize(passages, enough=30)
+    assert len(queries) == 30 and pairs.positives.bincount().tolist() == [3] * 10 and queries[4] == "Second of 1."
+    queries, pairs = income.synthesize(passages, enough=12)  # larger than 12 / 3: a sample of four, three each
+    assert len(queries) == 12 and len(pairs.positives.unique()) == 4
+    with pytest.raises(BadRequest, match="no query"):
+        income.synthesize(passages, lambda text, count: [])
+
+
+def test_negatives_are_what_others_find_and_labels_what_a_teacher_says() -> None:
+    passages, queries = [str(i) for i in range(8)], ["2", "5"]
+    pairs = Pairs(torch.arange(2), torch.tensor([2, 5]), torch.empty(2, 0, dtype=torch.int64))
+    up, down = (lambda asked, k, step=step: torch.stack([(int(a) + step * torch.arange(k)) % 8 for a in asked]) for step in (1, -1))
+    away = lambda asked, k: torch.stack([(int(a) + 3 + torch.arange(k)) % 8 for a in asked])  # noqa: E731  never finds the passage
+    mined = income.mine(queries, pairs, [up, down, away], k=2)
+    assert mined.negatives.tolist() == [[3, 4, 1, 0, 5, 6], [6, 7, 4, 3, 0, 1]]
+    judge = lambda a, b: -torch.tensor([abs(float(x) - float(y)) for x, y in zip(a, b)])  # noqa: E731
+    told = income.label(queries, passages, mined, judge)
+    assert told.margins is not None and told.margins[0].tolist() == [1, 2, 1, 2, 3, 4]
+    scaled = income.label(queries, passages, mined, judge, spread=0.5).margins
+    assert scaled is not None and float(scaled.std()) == pytest.approx(0.5)
+
+
+def test_gradients_are_clipped_and_the_step_is_the_callers() -> None:
+    p, steps = torch.zeros(1, requires_grad=True), []
+
+    def loss(rows: Tensor, step: int) -> Tensor:
+        steps.append(step)
+        return 1e6 * p.sum()
+
+    descend([{"params": [p], "lr": 1.0}], loss, lambda: 0.0, 4, 2, Training(steps=5, optimizer="sgd", keep="last"), clip=1e-3)
+    assert steps == [0, 1, 2, 3, 4] and -0.006 < float(p.detach()) < 0
