@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float32, Int64
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bitwright.embed.books import Scalar
 from bitwright.embed.chamfer import Sets, carved, ranked
 from bitwright.embed.codec import Codec, Scale
 from bitwright.embed.index import Index
+from bitwright.embed.levels import Scalar
 from bitwright.embed.muvera import Muvera
+from bitwright.embed.views import Same
 from bitwright.errors import BadRequest
 
 PART = 4096  # documents encoded at a time; the codec is fitted on the first
@@ -78,4 +78,5 @@ class SetIndex:
 def plain(x: Float32[Tensor, "n dims"], bits: int, scale: Scale) -> Codec:
     """Coordinates as they are."""
     dims = x.shape[1]
-    return Codec(torch.zeros(dims), torch.eye(dims), Scalar(bits)(x, dims * bits // 4), "ip", scale, f"plain-{bits}")
+    levels = Scalar(2**bits, "uniform" if bits == 8 else "lloyd-max")
+    return Codec(Same(dims), levels(x, dims * bits // 4), "ip", scale, f"plain-{bits}")

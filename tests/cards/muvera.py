@@ -1,4 +1,4 @@
-"""Card muvera: sets of vectors as one vector, exact Chamfer, and an index over sets. Text: WikiText-2, see tests/token_vectors.py."""
+"""Card muvera: sets of vectors as one vector, exact Chamfer, and an index over sets. Text: see token_vectors.py."""
 
 from dataclasses import replace
 from pathlib import Path
