@@ -112,13 +112,13 @@ def test_a_centre_tells_tokens_of_one_cone_apart():
     """Tokens that all point one way fall into few cells, unless the planes go through their middle."""
     cone = torch.nn.functional.normalize(torch.randn(60 * 20, 32) + 12, dim=1)
     documents = Sets.of(list(cone.split(20)))
-    asked = Sets.of([torch.nn.functional.normalize(part[:6] + 0.02 * torch.randn(6, 32), dim=1) for part in cone.split(20)])
+    asked = Sets.of([torch.nn.functional.normalize(part[:6] + 0.01 * torch.randn(6, 32), dim=1) for part in cone.split(20)])
     found = []
     for centre in (torch.zeros(32), cone.mean(0)):
-        encoder = replace(Muvera.drawn(32, 10, 4, None, centre=centre), fill=False)
+        encoder = Muvera.drawn(32, 10, 4, None, centre=centre)
         estimates = encoder.queries(asked) @ encoder.documents(documents).T
         found.append(float((estimates.argmax(1) == torch.arange(60)).double().mean()))
-    assert found[1] > found[0] + 0.3
+    assert found[1] > 0.9 and found[1] > found[0] + 0.3
 
 
 def test_chamfer_is_the_sum_of_the_best_products():
