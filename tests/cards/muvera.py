@@ -150,6 +150,10 @@ def test_numbers_and_not_seeds_are_stored(tmp_path: Path):
     read = SetIndex.open(tmp_path)
     assert not read.encoder.fill and torch.equal(read.encoder.queries(queries), encoder.queries(queries))
     assert torch.equal(read.search(queries, 5, 20).ids, index.search(queries, 5, 20).ids)
+    for damage in (b"", (tmp_path / "sets.safetensors").read_bytes()[:-9]):
+        (tmp_path / "sets.safetensors").write_bytes(damage)
+        with pytest.raises(BadRequest, match="build the index again"):
+            SetIndex.open(tmp_path)
 
 
 def test_bad_sets_get_a_sentence(tmp_path: Path):
@@ -205,6 +209,7 @@ def test_filling_is_chosen_by_what_it_finds(text: tuple[wikitext.Corpus, Tensor]
 
 
 @wikitext.needed
+@pytest.mark.acceptance
 def test_one_bit_per_number_loses_little(text: tuple[wikitext.Corpus, Tensor]):
     corpus, exact = text
     encoder = Muvera.drawn(64, 20, 5, 32, 4096).fitted(corpus.queries.part(0, 100), corpus.documents.part(0, 500))
