@@ -50,7 +50,7 @@ class Hashed(nn.Module):
 
 
 class Language(nn.Module):
-    """A model of the transformers library in a local folder; texts are cut after `length` tokens. BadRequest where there is none."""
+    """A model of the transformers library in a local folder; texts end after `length` tokens. Raises BadRequest for none."""
 
     def __init__(self, folder: Path, dims: int = 128, length: int = 128, seed: int = 0) -> None:
         from transformers import AutoModel, AutoTokenizer
