@@ -1,17 +1,21 @@
-"""Records as text, and text as vectors of length 1 that are trained from nothing: hashed words and their trigrams, added up.
+"""Records as text, "[COL] name [VAL] value [COL] ...", and text as vectors of length 1.
 
-    "[COL] name [VAL] value [COL] ..."        x = normalised(mlp(mean of the vectors of all pieces))
+`Language`   the states of a language model, averaged and mapped: what the paper tunes (RoBERTa-base)
+`Hashed`     hashed words and trigrams of their letters, added up, and a small network: trained from nothing, in seconds
 
-A language model reads a record better where there is one: whatever turns a list of texts into vectors of length 1 may stand here.
+Both are modules that take a list of texts; anything else that does may stand in their place.
 """
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from zlib import crc32
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
+
+from bitwright.errors import BadRequest
 
 
 def serialised(record: Mapping[str, object]) -> str:
@@ -43,3 +47,24 @@ class Hashed(nn.Module):
         ids = torch.tensor([piece for text in found for piece in text]) % self.bag.num_embeddings
         x = self.bag(ids, sizes.cumsum(0))
         return nn.functional.normalize(x + self.mlp(x))
+
+
+class Language(nn.Module):
+    """A model of the transformers library in a local folder; texts end after `length` tokens. Raises BadRequest for none."""
+
+    def __init__(self, folder: Path, dims: int = 128, length: int = 128, seed: int = 0) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        super().__init__()
+        if not (folder / "config.json").is_file():
+            raise BadRequest(f"There is no model in {folder}; name a folder with config.json, weights and a tokenizer.")
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.model, self.length = AutoModel.from_pretrained(folder, local_files_only=True), length
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.map = nn.Linear(self.model.config.hidden_size, dims)
+
+    def forward(self, texts: Sequence[str]) -> Float32[Tensor, "n dims"]:
+        read = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.length, return_tensors="pt")
+        states, there = self.model(**read).last_hidden_state, read["attention_mask"][:, :, None]
+        return nn.functional.normalize(self.map((states * there).sum(1) / there.sum(1)))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxtyping import Float32, Int64
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from bitwright.embed.index import Index
 from bitwright.embed.levels import Scalar
 from bitwright.embed.muvera import Muvera
 from bitwright.embed.views import Same
-from bitwright.errors import BadRequest
+from bitwright.errors import WRONG, BadRequest, in_a_line
 
 PART = 4096  # documents encoded at a time; the codec is fitted on the first
 
@@ -67,12 +68,19 @@ class SetIndex:
 
     @classmethod
     def open(cls, folder: Path) -> "SetIndex":
-        """Raises BadRequest where the folder holds no such index."""
-        if not (folder / "sets.safetensors").is_file():
+        """Raises BadRequest where the folder holds no such index, or a damaged one."""
+        path = folder / "sets.safetensors"
+        if not path.is_file():
             raise BadRequest(f"There is no index over sets in {folder}; name a folder that one was saved to.")
-        parts = load_file(folder / "sets.safetensors")
-        encoder = Muvera.of({name.removeprefix("encoder."): t for name, t in parts.items() if name.startswith("encoder.")})
-        return cls(encoder, Index.open(folder / "encodings.codes"), Sets(parts["tokens"], parts["edges"]))
+        try:
+            parts = load_file(path)
+            encoder = Muvera.of({name.removeprefix("encoder."): t for name, t in parts.items() if name.startswith("encoder.")})
+            documents, index = Sets(parts["tokens"], parts["edges"]), Index.open(folder / "encodings.codes")
+            if len(documents) != len(index):
+                raise ValueError(f"{len(documents)} sets for {len(index)} encodings")
+        except (*WRONG, SafetensorError, OSError) as error:
+            raise BadRequest(f"{path} is damaged or not of these encodings ({in_a_line(error)}); build the index again.") from None
+        return cls(encoder, index, documents)
 
 
 def plain(x: Float32[Tensor, "n dims"], bits: int, scale: Scale) -> Codec:

@@ -112,13 +112,13 @@ def test_a_centre_tells_tokens_of_one_cone_apart():
     """Tokens that all point one way fall into few cells, unless the planes go through their middle."""
     cone = torch.nn.functional.normalize(torch.randn(60 * 20, 32) + 12, dim=1)
     documents = Sets.of(list(cone.split(20)))
-    asked = Sets.of([torch.nn.functional.normalize(part[:6] + 0.02 * torch.randn(6, 32), dim=1) for part in cone.split(20)])
+    asked = Sets.of([torch.nn.functional.normalize(part[:6] + 0.01 * torch.randn(6, 32), dim=1) for part in cone.split(20)])
     found = []
     for centre in (torch.zeros(32), cone.mean(0)):
-        encoder = replace(Muvera.drawn(32, 10, 4, None, centre=centre), fill=False)
+        encoder = Muvera.drawn(32, 10, 4, None, centre=centre)
         estimates = encoder.queries(asked) @ encoder.documents(documents).T
         found.append(float((estimates.argmax(1) == torch.arange(60)).double().mean()))
-    assert found[1] > found[0] + 0.3
+    assert found[1] > 0.9 and found[1] > found[0] + 0.3
 
 
 def test_chamfer_is_the_sum_of_the_best_products():
@@ -150,6 +150,10 @@ def test_numbers_and_not_seeds_are_stored(tmp_path: Path):
     read = SetIndex.open(tmp_path)
     assert not read.encoder.fill and torch.equal(read.encoder.queries(queries), encoder.queries(queries))
     assert torch.equal(read.search(queries, 5, 20).ids, index.search(queries, 5, 20).ids)
+    for damage in (b"", (tmp_path / "sets.safetensors").read_bytes()[:-9]):
+        (tmp_path / "sets.safetensors").write_bytes(damage)
+        with pytest.raises(BadRequest, match="build the index again"):
+            SetIndex.open(tmp_path)
 
 
 def test_bad_sets_get_a_sentence(tmp_path: Path):
@@ -205,6 +209,7 @@ def test_filling_is_chosen_by_what_it_finds(text: tuple[token_vectors.Corpus, Te
 
 
 @token_vectors.needed
+@pytest.mark.acceptance
 def test_one_bit_per_number_loses_little(text: tuple[token_vectors.Corpus, Tensor]):
     corpus, exact = text
     encoder = Muvera.drawn(64, 20, 5, 32, 4096).fitted(corpus.queries.part(0, 100), corpus.documents.part(0, 500))

@@ -1,5 +1,6 @@
 """Card nlsh-block: records that match by a rule which no overlap of words knows."""
 
+from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from bitwright.embed.blocking import blocking, buckets, nearest, nearest_signs, signs
 from bitwright.embed.nlsh_block import NlshBlock, encoded, labelled, loss, matches
-from bitwright.embed.records import Hashed, serialised
+from bitwright.embed.records import Hashed, Language, serialised
 from bitwright.errors import BadRequest
 
 CONCEPTS, WORDS, RECORDS, TRAINED = 200, 5, 2000, 1000
@@ -124,6 +125,27 @@ def test_what_is_mined_is_put_to_the_rule(tables: Tables):
     assert rule(*fresh.T).all() and (strangers < 0).sum() == len(fresh) > 0
     kept = strangers >= 0
     assert not rule(strangers[kept], torch.arange(3, 9)[:, None].expand(strangers.shape)[kept]).any()
+
+
+def test_a_language_model_is_tuned_like_any_encoder(tmp_path: Path):
+    """A tiny RoBERTa, untrained, learns three matches."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+
+    left, right = ["red apple", "green pear", "blue plum"], ["rot", "birne birne", "blau"]
+    words = ["<s>", "<pad>", "<unk>", *{word for text in left + right for word in text.split()}]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    RobertaModel(RobertaConfig(len(words), max_position_embeddings=20, **sizes)).save_pretrained(tmp_path)
+    encoder, pairs = Language(tmp_path, 8).eval(), torch.arange(3)[:, None].repeat(1, 2)
+    alone = encoder(right)[0]
+    torch.testing.assert_close(encoder(right[:1])[0], alone, atol=1e-5, rtol=0)  # padding changes nothing
+    NlshBlock(steps=60, batch=6, rate=1e-2, mined=3, again=30)(encoder, left, right, labelled(pairs), pairs)
+    assert torch.equal(nearest(encoded(encoder, left), encoded(encoder, right), 1).rows[:, 0], torch.arange(3))
+    with pytest.raises(BadRequest, match="no model in"):
+        Language(tmp_path / "none")
 
 
 def test_nothing_to_learn_from_is_said():
