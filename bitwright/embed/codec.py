@@ -4,8 +4,8 @@
 
 What is seen of a vector says the view, what stands for it the book. `f` is one half-precision factor per vector. With a cosine
 metric vectors are brought to length 1 first. What a code keeps of the direction it loses in length: `unbiased` is RaBitQ's and
-EDEN's correction |y|^2 / <y, y^>, `least-squares` the f that is nearest to y, `unit` 1 / |y^|, `none` stores no factor. A query is a vector
-(asymmetric: nothing of it is lost) or a code like those of documents (symmetric).
+EDEN's correction |y|^2 / <y, y^>, `least-squares` the f that is nearest to y, `unit` 1 / |y^|, `none` stores no factor. A query
+is a vector (asymmetric: nothing of it is lost) or a code like those of documents (symmetric).
 """
 
 import hashlib
