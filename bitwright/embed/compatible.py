@@ -39,7 +39,7 @@ def aligned(x: Float32[Tensor, "n inp"], old: Float32[Tensor, "n before"], dims:
 
 @dataclass(frozen=True, eq=False)
 class Compatible:
-    """Row i of `x` and of `old`, what the older view saw of it, are one thing, `ids` says which; `own` has rows of the same things."""
+    """Row i of `x` and of `old`, what the older view saw of it, are one thing of `ids`; `own` has rows of the same."""
 
     own: Lesson
     x: Float32[Tensor, "n inp"]
