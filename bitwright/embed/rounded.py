@@ -2,10 +2,10 @@
 
     min over codes   E_q (<q, x> - <q, x^>)^2 = (y - y^) H (y - y^)^T,      H = E[a a^T] over queries a, as the view asks them
 
-where nearest points minimise it only for H = 1. Any rounding of one matrix will do (GPTQ, QuantEase, a chain of both); the grid is
-that of the codec, so codes, file and search do not change. Lengths in the factor of a vector are those under H. Of codecs whose points
-are those of single coordinates: `rotated` and `itq` of 1, 2 and 4 bits. Choosing codes costs dims^2 per vector instead of dims.
-It pays where queries are few directions, unlike documents: products are nearer to the floats everywhere, but where queries are
+where nearest points minimise it only for H = 1. Any rounding of one matrix will do (GPTQ, QuantEase, a chain of both); the grid
+is that of the codec, so codes, file and search do not change. Lengths in the factor of a vector are those under H. For codecs
+whose points are those of single coordinates: `rotated` and `itq` of 1, 2 and 4 bits. Choosing codes costs dims^2 per vector
+instead of dims. It pays where queries are few directions, unlike documents: products are nearer to the floats everywhere, but where queries are
 like documents a top 10 is not, and at one bit it is worse.
 """
 
@@ -51,8 +51,9 @@ def grid(book: Book) -> Float32[Tensor, "dims levels"]:
     found = []
     for _, run, points in book.runs:
         own = [column.unique() for column in points.T]
-        free = run.start == len(found) and torch.equal(torch.cartesian_prod(*own).view(POINTS, -1), points)
-        if not free or len({len(values) for values in own}) > 1:
+        sizes = [len(values) for values in own]
+        alike = run.start == len(found) and sizes == sizes[:1] * len(own) and sizes[0] ** len(own) == POINTS
+        if not alike or not torch.equal(torch.cartesian_prod(*own).view(POINTS, -1), points):
             raise BadRequest("These codes are not made of single coordinates; use a codec `rotated` or `itq` of 1, 2 or 4 bits.")
         found += own
     return torch.stack(found)
