@@ -42,7 +42,7 @@ class Network:
         """The linear map; `length` of its inputs."""
         out, inp = skip.shape
         inner = torch.randn(hidden, inp, generator=dice) / length
-        return cls(skip, inner, torch.zeros(hidden), torch.zeros(out, hidden), torch.zeros(out))
+        return cls(skip.clone(), inner, torch.zeros(hidden), torch.zeros(out, hidden), torch.zeros(out))
 
     def __call__(self, x: Float32[Tensor, "n inp"]) -> Float32[Tensor, "n out"]:
         return x @ self.skip.T + torch.relu(x @ self.inner.T + self.bias) @ self.outer.T + self.shift

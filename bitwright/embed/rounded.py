@@ -5,8 +5,8 @@
 where nearest points minimise it only for H = 1. Any rounding of one matrix will do (GPTQ, QuantEase, a chain of both); the grid
 is that of the codec, so codes, file and search do not change. Lengths in the factor of a vector are those under H. For codecs
 whose points are those of single coordinates: `rotated` and `itq` of 1, 2 and 4 bits. Choosing codes costs dims^2 per vector
-instead of dims. It pays where queries are few directions, unlike documents: products are nearer to the floats everywhere, but where queries are
-like documents a top 10 is not, and at one bit it is worse.
+instead of dims. It pays where queries are few directions, unlike documents. Products are nearer to the floats everywhere, but
+where queries are like documents a top 10 is not, and at one bit it is worse.
 """
 
 import torch
