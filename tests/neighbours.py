@@ -31,6 +31,14 @@ def coded(name: str = "rotated", bits: float = 1.0, scale: str = "least-squares"
     return Index.build(codecs.fit(x, bits, name, scale=scale), x, ids)
 
 
+@cache
+def texts() -> Index:
+    """Few documents that are known by text, and text of the kind that is hard to store."""
+    names = ["a\ttab", "a\nline", 'a "quote"', "a\\back\\slash", "größer 数", "x" * 300, *(f"d{i}" for i in range(94))]
+    x = vectors()[0][:100]
+    return Index.build(codecs.fit(x, 1.0, "rotated"), x, names)
+
+
 def everything(index: Index) -> contents.Part:
     return contents.taken(index, torch.arange(len(index)))
 

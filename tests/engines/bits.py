@@ -39,7 +39,7 @@ def faiss_search(index: Index, engine: str, folder: Path, **settings: int) -> to
 
 def test_bits_are_the_signs_of_the_coordinates(index: Index):
     x, _ = vectors()
-    y = contents.turned(index.codec, x) - index.codec.centre @ index.codec.matrix.T
+    y = contents.turned(index.codec, x) - index.codec.view.centre @ index.codec.view.matrix.T
     bits = np.unpackbits(everything(index).bits, axis=1)
     dims = index.codec.book.dims
     clear = y.abs().numpy() > 1e-5
@@ -96,6 +96,6 @@ def test_parquet(index: Index, tmp_path: Path):
     assert [bytes(b) for b in table["bits"].to_pylist()] == [row.tobytes() for row in own.bits]
     read = torch.tensor(np.stack(table["vector"].to_numpy()))
     assert torch.equal(read, own.vectors) and table["factor"].to_pylist() == own.factor.tolist()
-    scores = contents.turned(index.codec, q) @ read.T + (index.codec.queries(q) @ index.codec.centre)[:, None]
+    scores = contents.turned(index.codec, q) @ read.T + (index.codec.queries(q) @ index.codec.view.centre)[:, None]
     hits = index.search(q, K)
     torch.testing.assert_close(hits.scores, scores.gather(1, rows(index, hits.ids)), atol=1e-5, rtol=1e-5)

@@ -127,7 +127,7 @@ def test_vespa_scores_float_queries_as_we_do(bits: int, scale: str, tmp_path: Pa
     kept["factor"] = torch.tensor([row["fields"]["factor"] for row in feed])
 
     queries = index.codec.queries(q)
-    given = {"q": contents.turned(index.codec, q)[:, None], "start": (queries @ index.codec.centre)[:, None]}
+    given = {"q": contents.turned(index.codec, q)[:, None], "start": (queries @ index.codec.view.centre)[:, None]}
     words = {name: name for name in (*kept, *given)} | {"query": given.__getitem__, "attribute": kept.__getitem__}
     words |= {"unpack_bits": lambda bits: bits, "sum": lambda products: products.sum(-1)}
     scores = eval(profile["second-phase"]["expression"], words)

@@ -1,11 +1,12 @@
 """The script for PostgreSQL, run by a real server: with pgvector and without it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from neighbours import N, agree, coded, distances, everything, rows, vectors
+from neighbours import N, agree, coded, distances, everything, rows, texts, vectors
 from torch import Tensor
 
 from bitwright.embed.engines import contents
@@ -63,6 +64,13 @@ def test_their_scores_are_ours(table: Callable[[str], str], index: Index):
     best = rows(index, torch.tensor(ids).long())
     torch.testing.assert_close(torch.tensor(told), scores.gather(1, best), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(torch.tensor(told), scores.gather(1, found).topk(K).values, atol=1e-5, rtol=1e-5)
+
+
+def test_ids_that_are_text_stay_text(sql: Callable[..., str], tmp_path: Path):
+    write(texts(), "pgvector", tmp_path / "codes.sql")
+    sql("DROP DATABASE IF EXISTS codes WITH (FORCE);\nCREATE DATABASE codes;")
+    sql((tmp_path / "codes.sql").read_text(), "codes")
+    assert json.loads(sql("SELECT json_agg(id) FROM codes", "codes")) == texts().texts_of(texts().names)
 
 
 @pytest.mark.parametrize("table", [True], indirect=True, ids=["pgvector"])

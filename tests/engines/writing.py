@@ -1,11 +1,15 @@
 """What is written is written whole or refused in a sentence, from Python and from the command."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import lance
+import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
-from neighbours import coded
+from neighbours import coded, everything, texts, vectors
 
 from bitwright import console
 from bitwright.cli import app
@@ -73,6 +77,39 @@ def test_bad_requests_leave_what_is_there(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(BadRequest, match="no space left"):
         write(index, "pgvector", tmp_path / "a.sql", overwrite=True)
     assert (tmp_path / "a.sql").read_bytes() == before and {p.name for p in tmp_path.iterdir()} == {"mine", "a.sql"}
+
+
+@pytest.mark.parametrize(
+    "engine, read",
+    [
+        ("vespa", lambda out: [json.loads(line)["fields"]["id"] for line in (out / "feed.jsonl").read_text().splitlines()]),
+        ("milvus", lambda out: [row["id"] for row in json.loads((out / "rows.json").read_text())["rows"]]),
+        ("elasticsearch", lambda out: [json.loads(a)["index"]["_id"] for a in (out / "bulk.ndjson").read_text().splitlines()[::2]]),
+        ("mongodb", lambda out: [json.loads(line)["_id"] for line in (out / "documents.jsonl").read_text().splitlines()]),
+        ("parquet", lambda out: pyarrow.parquet.read_table(out)["id"].to_pylist()),
+        ("lance-bits", lambda out: lance.dataset(out).to_table()["id"].to_pylist()),
+        ("lance-pq", lambda out: lance.dataset(out).to_table()["id"].to_pylist()),
+    ],
+)
+def test_ids_that_are_text_stay_text(engine: str, read: Callable[[Path], list[str]], tmp_path: Path):
+    assert "texts_of" not in write(texts(), engine, tmp_path / "out")
+    assert read(tmp_path / "out") == texts().texts_of(texts().names)
+
+
+@pytest.mark.parametrize("engine", ["faiss-flat", "faiss-pq", "usearch", "qdrant"])
+def test_engines_that_know_numbers_only_say_so(engine: str, tmp_path: Path):
+    assert "Index.texts_of(ids)" in write(texts(), engine, tmp_path / "out")
+
+
+def test_documents_in_cells_keep_their_ids(tmp_path: Path):
+    x, _ = vectors()
+    index = Index.build(coded().codec, x)
+    index.divide(20, 4)
+    write(index, "parquet", tmp_path / "out")
+    table = pyarrow.parquet.read_table(tmp_path / "out")
+    order = torch.tensor(table["id"].to_pylist()).argsort()
+    read = torch.tensor(np.stack(table["vector"].to_numpy()))[order]
+    assert torch.equal(read, everything(coded()).vectors) and json.loads(table.schema.metadata[b"bitwright"])["cells"] == 20
 
 
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

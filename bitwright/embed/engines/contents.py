@@ -1,14 +1,15 @@
 """What engines take of an index, part by part, and what of its codec they can express.
 
-    score(q, i) = <q, c> + f_i <A q, y_i>,      y_i = decode(codes_i)
+    score(q, i) = start(q) + f_i <asked(q), y_i>,      y_i = decode(codes_i)
 
 Bits      y = w (2 b - 1), one bit per coordinate and one w for all. Packed most significant bit first, bit = (y > 0), filled up to
           whole bytes with zeros; a query is coded like a document, and Hamming distances are those of the codes
 Planes    y = w_0 (2 b_0 - 1) + w_1 (2 b_1 - 1): two bits per coordinate whose four points mirror each other
 Runs      y beside each other in runs of one width, sixteen points each: a product code with our points
-Vectors   f y, with A q as the query: the score but for <q, c>, which is the same for all documents
+Vectors   f y, with asked(q) as the query: the score but for start(q), which is the same for all documents
 
-Nothing is quantized again: codes that an engine cannot express are refused, with the codec that it can.
+Documents that are known by text are so where an engine takes text; elsewhere they have the numbers of `Index.texts_of`. Nothing is
+quantized again: codes that an engine cannot express are refused, with the codec that it can.
 """
 
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ PART = 1 << 15  # documents decoded at a time
 
 class Part(NamedTuple):
     ids: Int64[Tensor, "n"]
+    names: list[int] | list[str]  # text where documents are known by text
     coordinates: Float32[Tensor, "n dims"]  # y
     factor: Float32[Tensor, "n"]  # f, ones where the codec has none
 
@@ -59,11 +61,13 @@ def sample(index: Index, count: int) -> Part:
 def taken(index: Index, rows: Int64[Tensor, "n"]) -> Part:
     book = index.codec.book
     y = book.decode(index.codes.nibbles(rows)[:, : len(book.starts)])
-    return Part(index.names[rows], y, torch.ones(len(rows)) if index.factor is None else index.factor[rows].float())
+    ids = index.names[rows]
+    names = ids.tolist() if index.texts is None else index.texts[rows]
+    return Part(ids, names, y, torch.ones(len(rows)) if index.factor is None else index.factor[rows].float())
 
 
 def turned(codec: Codec, q: Float[Tensor, "q inp"]) -> Float32[Tensor, "q dims"]:
-    """A q: queries for engines that hold coordinates or vectors."""
+    """Queries for engines that hold coordinates or vectors."""
     return codec.asked(q).y
 
 
@@ -80,7 +84,7 @@ def planes(book: Book) -> list[float]:
     """[w_0] or [w_0, w_1] of a book that is one or two planes of bits; else nothing."""
     values = book.points.unique().double()
     width = {2: 4, 4: 2}.get(len(values), 0)
-    if not width or width != run_width(book) or any(len(points.unique(dim=0)) != POINTS for _, _, points in book.runs):
+    if not width or width != run_width(book) or any(len(points.unique(dim=0)) != POINTS for points in book.points):
         return []
     if not torch.allclose(values, -values.flip(0), rtol=1e-4):
         return []
@@ -122,7 +126,7 @@ def runs(codec: Codec, engine: str) -> tuple[int, int]:
 
 def header(index: Index) -> dict[str, Json]:
     """What a file of these codes says of itself."""
-    return CodeFile(index.codec, index.codes, index.factor, index.ids, index.about or {}).header()
+    return CodeFile(index.codec, index.codes, index.factor, index.ids, index.texts, index.cells, index.about or {}).header()
 
 
 def lists(index: Index) -> int:

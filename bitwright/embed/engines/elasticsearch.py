@@ -27,6 +27,6 @@ def mappings(field: dict[str, Any]) -> dict[str, Any]:
 
 def bulk(index: Index, progress: Progress) -> Iterator[Any]:
     for part in contents.parts(index, progress):
-        for i, row, f in zip(part.ids.tolist(), documents.signed(part.bits), part.factor.tolist()):
+        for i, row, f in zip(part.names, documents.signed(part.bits), part.factor.tolist()):
             yield {"index": {"_id": str(i)}}
             yield {"bits": row, "factor": f}

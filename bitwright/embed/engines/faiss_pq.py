@@ -1,8 +1,8 @@
 """FAISS, from runs: its fast scan of product codes with our points as its centroids, after our map; inner products.
 
-    faiss.read_index(file).search(q, k)         score = <A q, y>, tables rounded to bytes as FAISS does
+    faiss.read_index(file).search(q, k)         score = <asked(q), y>, tables rounded to bytes as FAISS does
 
-Raw float queries: the map A goes before the index (IndexPreTransform). Centre and factor do not: <q, c> is the same for all
+Raw float queries: the map A goes before the index (IndexPreTransform). Centre and factor do not: <q, centre> is the same for all
 documents, and factors have no place in a product code, so fetch four times as many and score again where the codec has them.
 Documents are added here and not there: FAISS would turn them without subtracting the centre.
 """

@@ -1,10 +1,10 @@
 """Lance: a table with our points as the code book of its index, or with bits under a Hamming distance.
 
-    product    columns id, vector (y), factor;  lance.dataset(folder).to_table(nearest={"column": "vector", "q": A q, "k": k, ...})
-    bits       columns id, bits (uint8), factor;                              nearest={"column": "bits", "q": signs, "k": k, ...}
+    product    columns id, vector (y), factor      lance.dataset(folder).to_table(nearest={"column": "vector", "q": asked(q), ...})
+    bits       columns id, bits (uint8), factor                                   nearest={"column": "bits", "q": signs, ...}
 
 The metric of `product` is `dot`, under which Lance codes vectors and not what a coarse centroid leaves of them, so its codes are
-ours. The table keeps y in fp32 beside the codes; a score on the scale of the vectors is factor <A q, y> + <q, c>.
+ours. The table keeps y in fp32 beside the codes; a score on the scale of the vectors is start(q) + factor <asked(q), y>.
 """
 
 from collections.abc import Iterator
@@ -22,13 +22,13 @@ from bitwright.progress import Progress
 def product(index: Index, out: Path, progress: Progress) -> str:
     count, width = contents.runs(index.codec, "lance-pq")
     table = written(index, out, "vector", contents.library("pyarrow").float32(), count * width, progress)
-    some = contents.sample(index, 64 * contents.lists(index)).coordinates
+    some = contents.sample(index, 16 * contents.lists(index)).coordinates
     centres = kmeans(some, torch.ones(len(some)), contents.lists(index), 10, 0)
     table.create_index(
         "vector", "IVF_PQ", metric="dot", num_partitions=len(centres), ivf_centroids=centres.numpy(),
         num_bits=4, num_sub_vectors=count, pq_codebook=index.codec.book.points.numpy(),
     )  # fmt: skip
-    return "nearest={'column': 'vector', 'q': contents.turned(codec, q)[i], 'k': k}: distance 1 - <A q, y>, factors left out."
+    return "nearest={'column': 'vector', 'q': contents.turned(codec, q)[i], 'k': k}: distance 1 - <asked(q), y>, factors left out."
 
 
 def bits(index: Index, out: Path, progress: Progress) -> str:
@@ -40,13 +40,14 @@ def bits(index: Index, out: Path, progress: Progress) -> str:
 
 def written(index: Index, out: Path, name: str, kind: Any, width: int, progress: Progress) -> Any:
     library = contents.library("pyarrow")
-    schema = library.schema([("id", library.int64()), (name, library.list_(kind, width)), ("factor", library.float32())])
+    known = library.int64() if index.texts is None else library.string()
+    schema = library.schema([("id", known), (name, library.list_(kind, width)), ("factor", library.float32())])
 
     def batches() -> Iterator[Any]:
         for part in contents.parts(index, progress):
             rows = part.bits if name == "bits" else part.coordinates.numpy()
             lists = library.FixedSizeListArray.from_arrays(rows.ravel(), width)
-            arrays = [library.array(part.ids.numpy()), lists, library.array(part.factor.numpy())]
+            arrays = [library.array(part.names), lists, library.array(part.factor.numpy())]
             yield library.RecordBatch.from_arrays(arrays, schema=schema)
 
     reader = library.RecordBatchReader.from_batches(schema, batches())

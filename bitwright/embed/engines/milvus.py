@@ -11,11 +11,14 @@ from bitwright.embed.engines import contents, documents
 from bitwright.embed.index import Index
 from bitwright.progress import Progress
 
+LONGEST = 65535  # bytes of an id that is text, the most that there is
+
 
 def write(index: Index, out: Path, progress: Progress) -> str:
     bits = contents.binary(index.codec, "milvus")
+    known = {"dataType": "Int64"} if index.texts is None else {"dataType": "VarChar", "elementTypeParams": {"max_length": LONGEST}}
     fields = [
-        {"fieldName": "id", "dataType": "Int64", "isPrimary": True},
+        {"fieldName": "id", "isPrimary": True, **known},
         {"fieldName": "bits", "dataType": "BinaryVector", "elementTypeParams": {"dim": bits}},
         {"fieldName": "factor", "dataType": "Float"},
     ]
@@ -35,5 +38,5 @@ def write(index: Index, out: Path, progress: Progress) -> str:
 
 def rows(index: Index, progress: Progress) -> Iterator[Any]:
     for part in contents.parts(index, progress):
-        for i, row, f in zip(part.ids.tolist(), part.bits.tolist(), part.factor.tolist()):
+        for i, row, f in zip(part.names, part.bits.tolist(), part.factor.tolist()):
             yield {"id": i, "bits": row, "factor": f}

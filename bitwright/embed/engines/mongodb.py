@@ -24,6 +24,6 @@ def write(index: Index, out: Path, progress: Progress) -> str:
 
 def rows(index: Index, progress: Progress) -> Iterator[Any]:
     for part in contents.parts(index, progress):
-        for i, row, f in zip(part.ids.tolist(), part.bits, part.factor.tolist()):
+        for i, row, f in zip(part.names, part.bits, part.factor.tolist()):
             packed = {"base64": b64encode(PACKED + row.tobytes()).decode(), "subType": "09"}
             yield {"_id": i, "bits": {"$binary": packed}, "factor": f}

@@ -1,10 +1,10 @@
 """PostgreSQL: a column of bits, and our scores of the nearest of them in SQL; a graph over them where pgvector is there.
 
     psql -d DATABASE -f FILE
-    SELECT * FROM codes_search(BITS, QUERY, k, candidates)       BITS: 'x' and the signs in hex; QUERY: A q as real[]
+    SELECT * FROM codes_search(BITS, QUERY, k, candidates)       BITS: 'x' and the signs in hex; QUERY: asked(q) as real[]
 
-Candidates are those of fewest differing bits, their score is factor w <A q, 2 b - 1>: ours but for <q, c>. Without pgvector the
-first step is exact and looks at all rows; with it, it is an HNSW index, whose hnsw.ef_search must be at least `candidates`.
+Candidates are those of fewest differing bits, their score is factor w <asked(q), 2 b - 1>: ours but for start(q). Without pgvector
+the first step is exact and looks at all rows; with it, it is an HNSW index, whose hnsw.ef_search must be at least `candidates`.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from bitwright.progress import Progress
 BEFORE = """-- {name}, {count} documents. Run with psql -f; the part for the extension vector is left out where it is not there.
 \\set ON_ERROR_STOP on
 BEGIN;
-CREATE TABLE codes (id bigint PRIMARY KEY, bits bit({bits}) NOT NULL, factor real NOT NULL);
+CREATE TABLE codes (id {known} PRIMARY KEY, bits bit({bits}) NOT NULL, factor real NOT NULL);
 COPY codes (id, bits, factor) FROM stdin;
 """
 AFTER = """\\.
@@ -46,7 +46,7 @@ $$;
 
 -- the best k of them by score
 CREATE FUNCTION codes_search(query_bits bit, query real[], k int, candidates int)
-RETURNS TABLE (id bigint, score double precision)
+RETURNS TABLE (id {known}, score double precision)
 LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT near.id, codes_score(near.bits, near.factor, query) AS score
     FROM codes_near(query_bits, candidates) AS near
@@ -60,9 +60,18 @@ ANALYZE codes;
 def write(index: Index, out: Path, progress: Progress) -> str:
     bits = contents.binary(index.codec, "pgvector")
     with out.open("w") as file:
-        file.write(BEFORE.format(name=index.codec.name, count=len(index), bits=bits))
+        known = "bigint" if index.texts is None else "text"
+        file.write(BEFORE.format(name=index.codec.name, count=len(index), bits=bits, known=known))
         for part in contents.parts(index, progress):
-            rows = zip(part.ids.tolist(), part.bits, part.factor.tolist())
-            file.writelines(f"{i}\tx{row.tobytes().hex()}\t{f!r}\n" for i, row, f in rows)
-        file.write(AFTER.format(weight=contents.planes(index.codec.book)[0]))
+            rows = zip(part.names, part.bits, part.factor.tolist())
+            file.writelines(f"{escaped(i)}\tx{row.tobytes().hex()}\t{f!r}\n" for i, row, f in rows)
+        file.write(AFTER.format(known=known, weight=contents.planes(index.codec.book)[0]))
     return "SELECT * FROM codes_search('x' || hex of contents.signs(codec, q)[i], contents.turned(codec, q)[i], k, candidates)."
+
+
+def escaped(name: int | str) -> str:
+    """As COPY reads it."""
+    text = str(name)
+    for sign, code in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
+        text = text.replace(sign, code)
+    return text

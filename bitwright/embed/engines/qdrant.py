@@ -1,6 +1,6 @@
 """Qdrant: it takes no codes, only floats that it quantizes itself; so floats after our map, whose signs are our first bits.
 
-    vector = f y,     query = A q,     product = score - <q, c>
+    vector = f y,     query = asked(q),     product = score - start(q)
 
 A folder: `collection.json`, the body that creates the collection (vectors on disk, their signs in memory), and `points.jsonl`, a
 body of points to upsert per line. One bit per coordinate is kept exactly; of more bits Qdrant scans the first, and scores again

@@ -1,10 +1,10 @@
 """Vespa: one or two planes of bits per document, Hamming distances first, then our scores from the same bits.
 
-    score = start + factor * sum over planes of w_p <A q, 2 unpack_bits(bits_p) - 1>,       start = <q, c>
+    score = start(q) + factor * sum over planes of w_p <asked(q), 2 unpack_bits(bits_p) - 1>
 
 The only database here that scores a float query against our codes, factors included, so two bits per coordinate work too. A folder:
 `schemas/codes.sd`, to go into an application, and `feed.jsonl`, to be fed by `vespa feed`. A query passes input.query(b) (signs of
-plane 0), input.query(q) (A q, filled up with zeros to whole bytes), input.query(start), ranking=scored, and the YQL
+plane 0), input.query(q) (asked(q), filled up with zeros to whole bytes), input.query(start), ranking=scored, and the YQL
 `select id from codes where {targetHits: 100}nearestNeighbor(bits0, b)`.
 """
 
@@ -21,7 +21,7 @@ from bitwright.progress import Progress
 
 SCHEMA = """schema codes {{
     document codes {{
-        field id type long {{
+        field id type {known} {{
             indexing: attribute | summary
         }}
         field factor type float {{
@@ -75,16 +75,16 @@ def write(index: Index, out: Path, progress: Progress) -> str:
     second = SECOND.format(bytes=bits // 8) if len(weights) == 2 else ""
     schema = out / "schemas" / "codes.sd"
     schema.parent.mkdir(parents=True)
-    schema.write_text(SCHEMA.format(bytes=bits // 8, bits=bits, second=second, score=score))
-    documents.lines(out / "feed.jsonl", feed(index, weights, progress))
-    return (
-        "query(b) is contents.signs(codec, q)[i] as int8, query(q) contents.turned(codec, q)[i], zeros behind, start <q, centre>."
+    schema.write_text(
+        SCHEMA.format(known="long" if index.texts is None else "string", bytes=bits // 8, bits=bits, second=second, score=score)
     )
+    documents.lines(out / "feed.jsonl", feed(index, weights, progress))
+    return "query(b) is contents.signs(codec, q)[i] as int8, query(q) contents.turned(codec, q)[i], query(start) its start."
 
 
 def feed(index: Index, weights: list[float], progress: Progress) -> Iterator[Any]:
     for part in contents.parts(index, progress):
-        rest, fields = part.coordinates, [{"id": i, "factor": f} for i, f in zip(part.ids.tolist(), part.factor.tolist())]
+        rest, fields = part.coordinates, [{"id": i, "factor": f} for i, f in zip(part.names, part.factor.tolist())]
         for plane, weight in enumerate(weights):
             for field, row in zip(fields, contents.packed(rest)):
                 field[f"bits{plane}"] = {"values": row.tobytes().hex().upper()}

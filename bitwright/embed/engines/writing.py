@@ -10,6 +10,8 @@ from bitwright.embed.index import Index
 from bitwright.errors import BadRequest, in_a_line
 from bitwright.progress import Progress, silent
 
+NUMBERED = ("faiss", "usearch", "qdrant")  # these know documents by number only
+NUMBERS = " Ids are numbers; Index.texts_of(ids) gives their text."
 CARD = "bitwright.json"  # in every folder that we wrote: the header of the codes, and how they are searched
 
 
@@ -29,6 +31,7 @@ def write(index: Index, engine: str, out: Path, overwrite: bool = False, progres
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         said = str(getattr(import_module(module), name)(index, beside, progress))
+        said += NUMBERS if index.texts is not None and engine.startswith(NUMBERED) else ""
         if beside.is_dir():
             documents.value(beside / CARD, {"engine": engine, "search": said, "codes": contents.header(index)})
         remove(out)
