@@ -66,16 +66,13 @@ class Allotted:
     def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
         some = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(self.seed))[:GLANCE]]
         dims = y.shape[1]
-        options: list[list[tuple[int, int, float]]] = []  # of each coordinate: how far the run reaches, its nibbles, what it loses
-        for start in range(dims):
-            here = []
-            for width in (w for w in self.widths if start + w <= dims):
-                part = some[:, start : start + width].contiguous()
-                rest = part - nearest(part, words(part, 6, self.seed))
-                here.append((width, 1, float(rest.square().sum())))
-                if width == 1:
-                    here.append((width, 2, float((rest - nearest(rest, words(rest, 6, self.seed))).square().sum())))
-            options.append(here)
+        options: list[list[tuple[int, int, float]]] = [[] for _ in range(dims)]  # how far a run reaches, its nibbles, its loss
+        for width in (w for w in self.widths if w <= dims):
+            rest = some.unfold(1, width, 1).transpose(0, 1).contiguous()
+            for count in (1, 2) if width == 1 else (1,):
+                rest = left(rest, self.seed)
+                for start, loss in enumerate(rest.square().sum((1, 2)).tolist()):
+                    options[start].append((width, count, loss))
         left_out = [*some.square().sum(0).flip(0).cumsum(0).flip(0).tolist(), 0.0]
         low, high, best = 1e-12, 1.0 + 2 * left_out[0], cheapest(options, left_out, math.inf)
         for _ in range(50):
@@ -117,6 +114,29 @@ def learned(y: Float32[Tensor, "n dims"], runs: list[tuple[int, int]], rounds: i
         part -= nearest(part, points)
         found.append((start, points))
     return Book.listed(found, y.shape[1])
+
+
+def left(x: Float32[Tensor, "r n w"], seed: int) -> Float32[Tensor, "r n w"]:
+    """What sixteen points leave of the vectors of each run: k-means of all runs at once, a few rounds of it."""
+    gen = torch.Generator().manual_seed(seed)
+    low, chosen = torch.full(x.shape[:2], torch.inf), []
+    for u in torch.rand(POINTS, generator=gen).tolist():
+        mass = (torch.ones_like(low) if not chosen else low).cumsum(1)
+        at = torch.searchsorted(mass, u * mass[:, -1:], right=True).clamp_max(x.shape[1] - 1)
+        chosen.append(x.gather(1, at[:, :, None].expand(-1, -1, x.shape[2])))
+        low = torch.minimum(low, (x - chosen[-1]).square().sum(2))
+    points = torch.cat(chosen, 1)
+    for _ in range(6):
+        taken = one_of(x, points)
+        mass = taken.sum(1)[:, :, None]
+        points = torch.where(mass > 0, taken.transpose(1, 2) @ x / mass.clamp_min(1), points)
+    return x - one_of(x, points) @ points
+
+
+def one_of(x: Float32[Tensor, "r n w"], points: Float32[Tensor, "r 16 w"]) -> Float32[Tensor, "r n 16"]:
+    """1 at the nearest point."""
+    gap = torch.baddbmm(points.square().sum(2)[:, None], x, points.transpose(1, 2), alpha=-2)
+    return torch.zeros_like(gap).scatter_(2, gap.argmin(2, keepdim=True), 1.0)
 
 
 def words(part: Float32[Tensor, "n w"], rounds: int, seed: int) -> Float32[Tensor, "16 w"]:

@@ -29,7 +29,7 @@ from bitwright.terms.base import Json
 
 Metric = Literal["cosine", "ip"]
 Scale = Literal["least-squares", "unbiased", "unit", "none"]
-CHUNK = 1 << 16  # vectors encoded at a time
+CHUNK = 1 << 13  # vectors encoded at a time: what is made of them stays in the cache
 
 
 @dataclass(frozen=True, eq=False)

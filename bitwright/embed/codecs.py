@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bitwright.embed.books import Allotted, Maker, Product, Residual
 from bitwright.embed.codec import Codec
-from bitwright.embed.levels import Scalar, Spacing
+from bitwright.embed.levels import Filled, Scalar, Spacing
 from bitwright.embed.projections import Itq, Principal, Projection, Rotation
 from bitwright.errors import BadRequest
 
@@ -24,13 +24,13 @@ LEAST, MOST = 0.25, 8.0
 
 
 def scalar(projection: Projection, spacing: Spacing = "lloyd-max") -> Callable[[int, float], tuple[Projection, Maker, int]]:
-    """As many coordinates as pay: the most levels of 256, 16, 4, 2 (other numbers take as many bits) that leave all of them, below
-    one bit fewer of them."""
+    """Below one bit as many coordinates as pay, above it all of them, on grids that fill the nibbles."""
 
     def parts(dim: int, bits: float) -> tuple[Projection, Maker, int]:
         stop = next((b for b in (8, 4, 2, 1) if b <= bits), 1)
         whole = 4 // min(stop, 4)
-        return projection, Scalar(2**stop, spacing if stop < 8 else "uniform"), min(dim, int(bits * dim / stop)) // whole * whole
+        maker = Filled(stop, spacing) if stop < 8 else Scalar(256, "uniform")
+        return projection, maker, min(dim, int(bits * dim / stop)) // whole * whole
 
     return parts
 

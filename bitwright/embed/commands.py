@@ -151,6 +151,7 @@ def evaluate(
     k: Many = 10,
     metric: MetricName = "cosine",
     model: Encoder = None,
+    page: Annotated[Path | None, typer.Option("-o", "--page", help="Write it as a page as well: one HTML file.")] = None,
     as_json: Json = False,
 ) -> None:
     """What each codec keeps of a float search, on your vectors, and which one to take."""
@@ -163,6 +164,13 @@ def evaluate(
         gains = None if qrels is None else table.gains(qrels, documents, asking)
         x, q = (source[slice(0, len(source))] for source in (documents, asking))
         found = judge(x, q, table.numbers(bits), codecs.split(","), gains, k, metric, progress=progress)  # type: ignore[arg-type]
+    if page is not None:
+        from bitwright.page import searches
+
+        try:
+            page.write_text(searches.render(found, input.name, queries.name))
+        except OSError as error:
+            raise BadRequest(f"Cannot write {page}: {error.strerror}; choose another place.") from None
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:

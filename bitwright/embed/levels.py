@@ -59,6 +59,25 @@ class Scalar:
         return Book.listed([(j, points) for j in range(dims) for points in (coarse, fine)], dims)
 
 
+@dataclass(frozen=True)
+class Filled:
+    """`bits` 1, 2 or 4 for every coordinate, and twice as many for the first of them, until the nibbles are used up: after a
+    rotation all are alike, so any number of bits between two grids is a share of coordinates on the finer one."""
+
+    bits: int = 1
+    spacing: Spacing = "lloyd-max"
+
+    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
+        coarse, width, dims = Scalar(2**self.bits, self.spacing), 4 // self.bits, y.shape[1]
+        finer = width * max(0, min(nibbles - dims // width, dims // width))
+        fine = Scalar(4**self.bits, self.spacing if self.bits < 4 else "uniform")
+        parts = [(0, fine, y[:, :finer])] * (finer > 0) + [(finer, coarse, y[:, finer:])] * (finer < dims)
+        books = [(at, grid(part, nibbles)) for at, grid, part in parts]
+        runs = [(at + start, points[:, :wide]) for at, book in books
+                for start, wide, points in zip(book.starts.tolist(), book.widths.tolist(), book.points)]  # fmt: skip
+        return Book.listed(runs, dims)
+
+
 def each(levels: int) -> int:
     """Coordinates that a nibble holds."""
     return max(width for width in (1, 2, 4) if levels**width <= POINTS)

@@ -86,6 +86,16 @@ def test_more_bits_are_nearer(name: str):
     assert lost == sorted(lost, reverse=True) and lost[-1] < 0.2 * lost[0]
 
 
+@pytest.mark.parametrize("name", ["rotated", "uniform", "itq"])
+def test_bits_between_two_grids_are_used(name: str):
+    x, lost = clustered(), []
+    for bits in (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0):
+        codec = codecs.fit(x, bits, name, metric="ip")
+        assert bits - 0.13 < codec.bits <= bits
+        lost.append(float((codec.decode(codec.encode(x)) - x).square().sum()))
+    assert lost == sorted(lost, reverse=True)
+
+
 @pytest.mark.parametrize("bits", [0.5, 1.0, 2.0])
 def test_bits_where_they_are_worth_most_lose_least(bits: float):
     x, fresh = (torch.randn(2500, DIM) * torch.logspace(0, -1, DIM)).split([2000, 500])
