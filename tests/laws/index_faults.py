@@ -23,6 +23,7 @@ from bitwright import console
 from bitwright.cli import app
 from bitwright.embed import codecs
 from bitwright.embed.codec import Codec
+from bitwright.embed.codefile import stamp
 from bitwright.embed.index import Index
 from bitwright.embed.names import Names
 from bitwright.errors import BadRequest
@@ -155,7 +156,10 @@ def test_a_writer_killed_at_any_moment_leaves_the_old_file_or_the_new_one(codec:
     indexes = [Index.build(codec, x[:size]) for size in sizes]
     draw = random.Random(0)
     for _ in range(60):
+        before = stamp(file)
         child = forked(lambda: [index.save(file) for _ in range(1000) for index in indexes])
+        while stamp(file) == before:
+            time.sleep(0.001)
         time.sleep(draw.random() * 0.02)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
