@@ -64,14 +64,13 @@ def write(index: Index, out: Path, progress: Progress) -> str:
         file.write(BEFORE.format(name=index.codec.name, count=len(index), bits=bits, known=known))
         for part in contents.parts(index, progress):
             rows = zip(part.names, part.bits, part.factor.tolist())
-            file.writelines(f"{escaped(i)}\tx{row.tobytes().hex()}\t{f!r}\n" for i, row, f in rows)
+            file.writelines(f"{escaped(str(i))}\tx{row.tobytes().hex()}\t{f!r}\n" for i, row, f in rows)
         file.write(AFTER.format(known=known, weight=contents.planes(index.codec.book)[0]))
     return "SELECT * FROM codes_search('x' || hex of contents.signs(codec, q)[i], contents.turned(codec, q)[i], k, candidates)."
 
 
-def escaped(name: int | str) -> str:
+def escaped(text: str) -> str:
     """As COPY reads it."""
-    text = str(name)
     for sign, code in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
         text = text.replace(sign, code)
     return text

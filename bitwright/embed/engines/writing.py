@@ -34,7 +34,8 @@ def write(index: Index, engine: str, out: Path, overwrite: bool = False, progres
         said += NUMBERS if index.texts is not None and engine.startswith(NUMBERED) else ""
         if beside.is_dir():
             documents.value(beside / CARD, {"engine": engine, "search": said, "codes": contents.header(index)})
-        remove(out)
+        if out.is_dir() or beside.is_dir():  # a file is replaced in one step
+            remove(out)
         beside.replace(out)
     except OSError as error:
         raise BadRequest(f"Cannot write {out}: {in_a_line(error)}; make room or choose another place.") from None
