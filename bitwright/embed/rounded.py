@@ -48,7 +48,7 @@ def encode(codec: Codec, x: Float[Tensor, "n inp"], H: Float32[Tensor, "dims dim
 
 def grid(book: Book) -> Float32[Tensor, "dims levels"]:
     """The points of every coordinate, where a nibble is free to combine them."""
-    found = []
+    found: list[Tensor] = []
     for _, run, points in book.runs:
         own = [column.unique() for column in points.T]
         sizes = [len(values) for values in own]
