@@ -13,18 +13,20 @@ three for its baselines) and no queue (off in the released configuration). sgn(0
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from bitwright.embed.book import Book
-from bitwright.embed.codec import Codec
+from bitwright.embed.codec import Codec, vectors
 from bitwright.embed.projections import orthonormal
+from bitwright.embed.teaching import Kept, Likeness, teach
 from bitwright.embed.views import Asked
+from bitwright.errors import BadRequest
 from bitwright.terms.base import Json
+from bitwright.training.loop import Training
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +64,8 @@ class Recurrent:
         """Not yet trained: the planes of the coordinates `matrix` x, the rows of which have length 1."""
         (dims, inp), dice = matrix.shape, torch.Generator().manual_seed(seed)
         down, up = inp**0.5 * matrix, matrix.T / inp**0.5
-        rounds = [
-            network
-            for _ in range(planes - 1)
-            for network in (Network.start(up, hidden, dims**0.5, dice), Network.start(down, hidden, 1.0, dice))
-        ]
-        return cls((Network.start(down, hidden, 1.0, dice), *rounds))
+        again = ((up, hidden, dims**0.5), (down, hidden, 1.0))  # B_t, R_t
+        return cls(tuple(Network.start(*each, dice) for each in (again[1], *again * (planes - 1))))
 
     @property
     def dim(self) -> int:
@@ -122,19 +120,29 @@ def frame(inp: int, dims: int, seed: int = 0) -> Float32[Tensor, "dims inp"]:
 
 
 def planes(dims: int, count: int) -> Book:
-    """All sums of +-1, +-1/2, ... in every coordinate: four, two or one coordinates to a nibble of 1, 2 or 4 planes."""
-    runs: list[tuple[int, Any]] = []
-    for first in range(0, count, 4):
-        left, at = min(4, count - first), first
-        for together in (4, 2, 1):
-            if left >= together:
-                signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 4)
-                weights = 2.0 ** -torch.arange(at, at + together)
-                points = (signs.view(16, 4 // together, together) * weights).sum(2)
-                runs += [(start, points) for start in range(0, dims, 4 // together)]
-                left, at = left - together, at + together
+    """All sums of +-1, +-1/2, ... in every coordinate: four, two or one coordinates to a nibble of 1, 2 or 4 planes. Raises
+    BadRequest where coordinates do not fill nibbles."""
+    if dims % 4:
+        raise BadRequest(f"{dims} coordinates of {count} planes do not fill nibbles; take a multiple of 4.")
+    runs, at, signs = [], 0, torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 4)
+    while at < count:
+        together = next(size for size in (4, 2, 1) if size <= count - at)
+        points = (signs.view(16, -1, together) * 2.0 ** -torch.arange(at, at + together)).sum(2)
+        runs += [(start, points) for start in range(0, dims, 4 // together)]
+        at += together
     return Book.listed(runs, dims)
 
 
 def codec(view: Recurrent, name: str = "bebr") -> Codec:
     return Codec(view, planes(view.dims, view.planes), "cosine", "unit", name)
+
+
+def fit(x: Float[Tensor, "n inp"], count: int = 2, dims: int | None = None, how: Training = Training()) -> Codec:
+    """`count` planes of `dims` coordinates (None: as many as x has) for vectors like x, of which no pairs are known; every tenth
+    judges what was learned. Raises BadRequest for bad vectors."""
+    x = vectors(x, None, "cosine")
+    judging = torch.arange(len(x)) % 10 == 0
+    held, rest = x[judging], x[~judging]
+    start = Recurrent.start(frame(x.shape[1], dims or x.shape[1]), count)
+    taught = teach(start, Likeness(rest), Kept(held, rest), how, step=5e-4).view
+    return codec(taught, f"bebr-{count}x{taught.dims}")  # type: ignore[arg-type]

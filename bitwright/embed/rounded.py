@@ -48,7 +48,7 @@ def encode(codec: Codec, x: Float[Tensor, "n inp"], H: Float32[Tensor, "dims dim
 
 def grid(book: Book) -> Float32[Tensor, "dims levels"]:
     """The points of every coordinate, where a nibble is free to combine them."""
-    found = []
+    found: list[Tensor] = []
     for start, width, points in zip(book.starts.tolist(), book.widths.tolist(), book.points):
         own = [column.unique() for column in points[:, :width].T]
         sizes = [len(values) for values in own]

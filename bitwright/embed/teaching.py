@@ -10,7 +10,7 @@ Others of an anchor's own id are no negatives. BEBR's queue of past codes is lef
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -21,8 +21,6 @@ from bitwright.embed.views import View
 from bitwright.evaluation.retrieval import overlap
 from bitwright.training.loop import Training, checked, rate
 from bitwright.training.optimizers import OPTIMIZERS
-
-V = TypeVar("V", bound=View)
 
 
 @runtime_checkable
@@ -107,7 +105,9 @@ class Taught(NamedTuple):
     after: float
 
 
-def teach(view: V, lesson: Lesson, worth: Callable[[View], float], how: Training, step: float = 1e-3, batch: int = 512) -> Taught:
+def teach(
+    view: View, lesson: Lesson, worth: Callable[[View], float], how: Training, step: float = 1e-3, batch: int = 512
+) -> Taught:
     """All tensors of a view, by steps of `step` on `batch` rows. What is kept is worth more than the first view, or is that one."""
     live = {name: tensor.clone().requires_grad_() for name, tensor in view.tensors().items()}
     moving = type(view).of(live, view.meta())
