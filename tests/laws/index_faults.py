@@ -83,7 +83,7 @@ def test_what_cannot_be_added_is_told_in_a_sentence_and_changes_nothing(file: Pa
 
 def test_what_cannot_be_removed_or_found_is_told(file: Path, tmp_path: Path, codec: Codec, told: Callable[..., str]):
     before = file.read_bytes()
-    for absent in ("100", "-1", "x", "5.0"):
+    for absent in ("100", "-1", "x", "5.0", "²", "9" * 30):
         assert "not in the index" in told("remove", file, "3", "--", absent) and file.read_bytes() == before
     q = array(tmp_path / "q.npy", some(3))
     assert "choose k" in told("search", file, q, "-k", 101)
@@ -190,14 +190,14 @@ def test_a_writer_never_undoes_what_another_has_written(file: Path, tmp_path: Pa
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_of_many_who_add_at_once_every_one_is_stored_or_told(file: Path):
     """Each repeats what it is refused, as its sentence says."""
-    children = []
+    children, codes = [], Index.open(file).codec.encode(some(1))
     for i in range(4):
         child = os.fork()
         if not child:
             done = 0
             while done < 5:
                 index = Index.open(file)
-                index.add(some(1), torch.tensor([1000 + 5 * i + done]))
+                index.add(codes, torch.tensor([1000 + 5 * i + done]))
                 try:
                     index.save(file)
                     done += 1
