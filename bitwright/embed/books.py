@@ -119,7 +119,7 @@ def learned(y: Float32[Tensor, "n dims"], runs: list[tuple[int, int]], rounds: i
 def left(x: Float32[Tensor, "r n w"], seed: int) -> Float32[Tensor, "r n w"]:
     """What sixteen points leave of the vectors of each run: k-means of all runs at once, a few rounds of it."""
     gen = torch.Generator().manual_seed(seed)
-    low, chosen = torch.full(x.shape[:2], torch.inf), []
+    low, chosen = torch.full(x.shape[:2], torch.inf), list[Tensor]()
     for u in torch.rand(POINTS, generator=gen).tolist():
         mass = (torch.ones_like(low) if not chosen else low).cumsum(1)
         at = torch.searchsorted(mass, u * mass[:, -1:], right=True).clamp_max(x.shape[1] - 1)

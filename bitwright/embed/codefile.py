@@ -145,6 +145,11 @@ class CodeFile:
         cells = None
         if "probes" in header:
             cells = Cells.of({k.removeprefix("cells."): v for k, v in tensors.items() if k.startswith("cells.")}, header["probes"])
-            if int(cells.ends[-1]) != codes.count or not 1 <= cells.probes <= len(cells.centres):
+            shapes = cells.centres.shape == (len(cells.ends), codec.book.dims) and 1 <= cells.probes <= len(cells.ends)
+            if (
+                not shapes
+                or int(cells.ends[-1]) != codes.count
+                or bool((cells.ends.diff(prepend=cells.ends.new_zeros(1)) < 0).any())
+            ):
                 raise ValueError(f"the cells do not hold {codes.count} documents")
         return cls(codec, codes, factor, ids, names, cells, header["about"])

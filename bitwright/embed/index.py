@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bitwright.embed.codec import Codec, Codes
 from bitwright.embed.codefile import CodeFile, Stamp, stamp
-from bitwright.embed.names import Names
+from bitwright.embed.names import Names, written
 from bitwright.embed.partition import Cells, bits
 from bitwright.errors import BadRequest
 from bitwright.kernels.scanning import BLOCK, Blocked, scan, score
@@ -108,7 +108,7 @@ class Index:
     def ids_of(self, texts: Sequence[str]) -> Int64[Tensor, "c"]:
         """Numbers of documents that are known by text, or written as text. Raises BadRequest for one that is not there."""
         known = None if self.texts is None else self.texts.rows
-        missing = [text for text in texts if (not text.isdigit() if known is None else text not in known)]
+        missing = [text for text in texts if (not written(text) if known is None else text not in known)]
         if missing:
             raise BadRequest(f"The id {missing[0]} is not in the index; nothing was done.")
         return torch.tensor([int(t) for t in texts]) if known is None else self.names[torch.tensor([known[t] for t in texts])]
@@ -198,6 +198,8 @@ class Index:
             raise BadRequest("The index is empty; add vectors first.")
         if not 1 <= k <= len(self):
             raise BadRequest(f"The index holds {len(self)} documents and k is {k}; choose k from 1 to {len(self)}.")
+        if probes is not None and probes < 1:
+            raise BadRequest(f"{probes} cells hold no documents; look into 1 or more.")
         if oversample < 1:
             raise BadRequest(f"An oversample of {oversample} would keep fewer than k; choose 1 or more.")
         asking = by or self.codec

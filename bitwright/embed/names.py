@@ -17,6 +17,7 @@ from bitwright.errors import BadRequest
 class Names:
     text: UInt8[Tensor, "bytes"]
     ends: Int64[Tensor, "n"]
+    known: dict[str, int] | None = None  # the row of each, where somebody has needed it before
 
     def __post_init__(self) -> None:
         if len(self.text) != (int(self.ends[-1]) if len(self.ends) else 0):
@@ -34,18 +35,22 @@ class Names:
     def __getitem__(self, rows: Int64[Tensor, "c"]) -> list[str]:
         ends, starts = self.ends[rows].tolist(), torch.where(rows > 0, self.ends[rows - 1], 0).tolist()
         text = self.text.numpy()
-        return [text[a:b].tobytes().decode() for a, b in zip(starts, ends)]
+        return [text[a:b].tobytes().decode(errors="replace") for a, b in zip(starts, ends)]
 
     @cached_property
     def rows(self) -> dict[str, int]:
-        return {name: row for row, name in enumerate(self[torch.arange(len(self))])}
+        return self.known or {name: row for row, name in enumerate(self[torch.arange(len(self))])}
 
     def and_also(self, names: Sequence[str]) -> "Names":
         """Raises BadRequest for a name that is there already, or twice."""
-        seen = set(self.rows)
+        rows, new = dict(self.rows), Names.of(names)
         for name in names:
-            if name in seen:
+            if name in rows:
                 raise BadRequest(f"The id {name} is there twice; remove the old one first or give another.")
-            seen.add(name)
-        new = Names.of(names)
-        return Names(torch.cat([self.text, new.text]), torch.cat([self.ends, new.ends + len(self.text)]))
+            rows[name] = len(rows)
+        return Names(torch.cat([self.text, new.text]), torch.cat([self.ends, new.ends + len(self.text)]), rows)
+
+
+def written(text: str) -> bool:
+    """Whether a text is a whole number, written as numbers are."""
+    return text.isascii() and text.isdigit() and (text == "0" or text[0] != "0") and len(text) < 19

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bitwright.embed.names import written
 from bitwright.errors import WRONG, BadRequest, in_a_line
 from bitwright.progress import Progress, silent
 
@@ -126,7 +127,6 @@ def documents(path: Path) -> tuple[list[str], Int64[Tensor, "n"] | list[str] | N
 
 
 def named(names: list[Any]) -> Int64[Tensor, "n"] | list[str]:
-    """Whole numbers where all of them are, written plainly; else text."""
+    """Whole numbers where all of them are; else text."""
     texts = [str(name) for name in names]
-    whole = all(text.isascii() and text.isdigit() and (text == "0" or text[0] != "0") and len(text) < 19 for text in texts)
-    return torch.tensor([int(text) for text in texts]) if whole else texts
+    return torch.tensor([int(text) for text in texts]) if all(map(written, texts)) else texts

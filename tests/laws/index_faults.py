@@ -88,7 +88,7 @@ def test_what_cannot_be_added_is_told_in_a_sentence_and_changes_nothing(file: Pa
 
 def test_what_cannot_be_removed_or_found_is_told(file: Path, tmp_path: Path, codec: Codec, told: Callable[..., str]):
     before = file.read_bytes()
-    for absent in ("100", "-1", "x", "5.0"):
+    for absent in ("100", "-1", "x", "5.0", "²", "9" * 30):
         assert "not in the index" in told("remove", file, "3", "--", absent) and file.read_bytes() == before
     q = array(tmp_path / "q.npy", some(3))
     assert "choose k" in told("search", file, q, "-k", 101)
