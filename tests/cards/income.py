@@ -14,7 +14,7 @@ from bitwright.embed.index import Index
 from bitwright.embed.jpq import Jpq
 from bitwright.embed.learning import descend
 from bitwright.errors import BadRequest
-from bitwright.evaluation.retrieval import ndcg
+from bitwright.evaluation.retrieval import ndcg, overlap
 from bitwright.kernels.scanning import Blocked
 from bitwright.training.loop import Training
 
@@ -144,6 +144,27 @@ def test_negatives_are_what_others_find_and_labels_what_a_teacher_says() -> None
     assert told.margins is not None and told.margins[0].tolist() == [1, 2, 1, 2, 3, 4]
     scaled = income.label(queries, passages, mined, judge, spread=0.5).margins
     assert scaled is not None and float(scaled.std()) == pytest.approx(0.5)
+
+
+def test_a_teacher_makes_signs_that_rank_more_as_it_does() -> None:
+    """GPL for both kinds of codes: nothing but passages, queries and a function of two texts."""
+    p, q = asked()
+    passages, queries = ([str(i) for i in range(600)] for _ in range(2))
+    sure = lambda a, b: 10 * (q[[int(i) for i in a]] * p[[int(i) for i in b]]).sum(1)  # noqa: E731
+    pairs = Pairs(torch.arange(600), torch.arange(600), torch.randint(600, (600, 4)))
+    told = income.label(queries, passages, pairs, sure, spread=2.0)
+    encoder = nn.Linear(32, 64, bias=False)
+    start, taught = Bpr(encoder, encoder), Bpr.train(encoder, encoder, q, p, told, rate=3e-3, how=Training(steps=200))
+    wanted = (q @ p.T).topk(10).indices
+    shares = [float(overlap(one.search(one.index(p), q, candidates=100).ids, wanted).mean()) for one in (start, taught)]
+    assert shares[1] > shares[0]
+    codec = codecs.fit(p, 0.5, "product")
+    teacher = jpq.taught(lambda rows, documents: 20 * (q[rows][:, None] * p[documents]).sum(2))
+    found = Jpq.train(
+        codec, codec.encode(p), q, torch.arange(600), teacher, results=25, rates=(3e-3, 3e-2), how=Training(steps=150)
+    )
+    ids = [Index.build(codec, p).search(q).ids, found.index(p).search(found.queries(q)).ids]
+    assert overlap(ids[1], wanted).mean() > overlap(ids[0], wanted).mean()
 
 
 def test_gradients_are_clipped_and_the_step_is_the_callers() -> None:
