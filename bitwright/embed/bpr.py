@@ -53,7 +53,7 @@ def binary(q: Float32[Tensor, "b dim"], passages: Float32[Tensor, "p dim"], marg
     products = q @ passages.T
     behind = (margin - products.diagonal()[:, None] + products).relu()
     others = ~torch.eye(*products.shape, dtype=torch.bool)
-    return behind[others].mean()
+    return behind[others].sum() / others.sum().clamp_min(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ class Bpr:
             return first + binary(own, codes)
 
         groups = [{"params": list(dict.fromkeys([*bpr.queries.parameters(), *bpr.passages.parameters()])), "lr": rate}]
-        judge = lambda: float(sum(loss(part, 0, True) for part in judging.split(batch)))  # noqa: E731
+        judge = lambda: float(sum(loss(part, 0, True) for part in judging.tensor_split(-(-len(judging) // batch))))  # noqa: E731
         descend(groups, lambda rows, step: loss(learned[rows], step), judge, len(learned), batch, how, clip=2.0)
         return bpr
 
