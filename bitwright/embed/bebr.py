@@ -1,6 +1,6 @@
 """BEBR: recurrent binarization, codes whose every plane says what the planes before it failed to (arXiv 2302.08714; card: bebr).
 
-    b_0 = sgn(W x),    b_{t+1} = b_t + 2^-(t+1) sgn(R_t(x - f_t)),    f_t = B_t(b_t) / |B_t(b_t)|;    score = cos(b_q, b_x)
+    b_0 = sgn(W x),   b_{t+1} = b_t + 2^-(t+1) sgn(R_t(x - f_t)),   f_t = B_t(b_t) / |B_t(b_t)|,   score = <b_q, b_x> / |b_q| |b_x|
 
 W, B_t, R_t are small networks, learned from pairs of embeddings (`teaching.py`); the encoder that made the embeddings is never
 touched. A code of u + 1 planes lies on a symmetric uniform grid ({-1.5, -0.5, 0.5, 1.5} for u = 1), so the book is fixed, and
@@ -13,6 +13,7 @@ three for its baselines) and no queue (off in the released configuration). sgn(0
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from jaxtyping import Float, Float32
@@ -63,9 +64,9 @@ class Recurrent:
     def start(cls, matrix: Float32[Tensor, "dims inp"], planes: int = 2, hidden: int = 512, seed: int = 0) -> "Recurrent":
         """Not yet trained: the planes of the coordinates `matrix` x, the rows of which have length 1."""
         (dims, inp), dice = matrix.shape, torch.Generator().manual_seed(seed)
-        down, up = inp**0.5 * matrix, matrix.T / inp**0.5
-        again = ((up, hidden, dims**0.5), (down, hidden, 1.0))  # B_t, R_t
-        return cls(tuple(Network.start(*each, dice) for each in (again[1], *again * (planes - 1))))
+        down = partial(Network.start, inp**0.5 * matrix, hidden, 1.0, dice)  # W, R_t
+        up = partial(Network.start, matrix.T / inp**0.5, hidden, dims**0.5, dice)  # B_t
+        return cls((down(), *(make() for _ in range(planes - 1) for make in (up, down))))
 
     @property
     def dim(self) -> int:

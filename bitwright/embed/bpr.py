@@ -23,6 +23,7 @@ from bitwright.embed.book import Book
 from bitwright.embed.codec import Codec
 from bitwright.embed.index import Hits, Index
 from bitwright.embed.learning import descend, split
+from bitwright.embed.views import Same
 from bitwright.errors import BadRequest
 from bitwright.kernels.scanning import scan, score
 from bitwright.training.loop import Training
@@ -53,7 +54,7 @@ def binary(q: Float32[Tensor, "b dim"], passages: Float32[Tensor, "p dim"], marg
     products = q @ passages.T
     behind = (margin - products.diagonal()[:, None] + products).relu()
     others = ~torch.eye(*products.shape, dtype=torch.bool)
-    return behind[others].mean()
+    return behind[others].sum() / others.sum().clamp_min(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,7 @@ class Bpr:
             return first + binary(own, codes)
 
         groups = [{"params": list(dict.fromkeys([*bpr.queries.parameters(), *bpr.passages.parameters()])), "lr": rate}]
-        judge = lambda: float(sum(loss(part, 0, True) for part in judging.split(batch)))  # noqa: E731
+        judge = lambda: float(sum(loss(part, 0, True) for part in judging.tensor_split(-(-len(judging) // batch))))  # noqa: E731
         descend(groups, lambda rows, step: loss(learned[rows], step), judge, len(learned), batch, how, clip=2.0)
         return bpr
 
@@ -120,8 +121,8 @@ class Bpr:
         if not 1 <= k <= min(candidates, len(index)):
             raise BadRequest(f"{k} of {candidates} candidates among {len(index)} passages cannot be found; choose a smaller k.")
         e = self.queries(q)
-        rows = scan(index.codes, index.codec.tables(signs(e))[0], min(candidates, len(index))).rows
-        scores, order = score(index.codes, index.codec.tables(e)[0], rows).sort(dim=1, descending=True, stable=True)
+        rows = scan(index.codes, index.codec.book.tables(signs(e)), min(candidates, len(index))).rows
+        scores, order = score(index.codes, index.codec.book.tables(e), rows).sort(dim=1, descending=True, stable=True)
         return Hits(index.names[rows.gather(1, order[:, :k])], scores[:, :k], len(index), index.codes.data.numel())
 
 
@@ -131,4 +132,4 @@ def codec(dim: int) -> Codec:
         raise BadRequest(f"{dim} signs do not fill nibbles of four; let the encoder give a multiple of four numbers.")
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 4)
     book = Book.listed([(start, corners) for start in range(0, dim, 4)], dim)
-    return Codec(torch.zeros(dim), torch.eye(dim), book, "ip", "none", "bpr")
+    return Codec(Same(dim), book, "ip", "none", "bpr")

@@ -141,6 +141,6 @@ class Jpq:
 
 def read(codec: Codec, q: Float32[Tensor, "b inp"], codes: Codes, rows: Int64[Tensor, "b c"]) -> Float32[Tensor, "b c"]:
     """The scores of some documents, differentiable in the query and in the points."""
-    tables, start = codec.tables(q)
-    values = tables.gather(2, codes.nibbles[rows].long().transpose(1, 2)).sum(1)
+    y, start = codec.view.asked(q)
+    values = codec.book.tables(y).gather(2, codes.nibbles[rows].long().transpose(1, 2)).sum(1)
     return start[:, None] + (values if codes.factor is None else codes.factor[rows].float() * values)

@@ -61,7 +61,8 @@ class Pieces:
         return [found.ids for found in self.tokenizer.encode_batch(spelled(codes, self.points))]
 
     def decode(self, pieces: Sequence[Sequence[int]]) -> Int64[Tensor, "n levels"]:
-        spelt = ["".join(self.tokenizer.id_to_token(piece) for piece in item) for item in pieces]
+        symbols = {row: piece for piece, row in self.tokenizer.get_vocab().items()}
+        spelt = ["".join(symbols[row] for row in item) for item in pieces]
         return torch.tensor([[(ord(symbol) - FIRST) % self.points for symbol in item] for item in spelt])
 
 

@@ -1,7 +1,10 @@
 """Card income: encoders read by their signs, points moved under fixed codes, and training data made from the passages alone."""
 
+import re
+
 import pytest
 import torch
+import wikitext
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -11,6 +14,7 @@ from bitwright.embed.index import Index
 from bitwright.embed.jpq import Jpq
 from bitwright.embed.learning import descend
 from bitwright.errors import BadRequest
+from bitwright.evaluation.retrieval import ndcg, overlap
 from bitwright.kernels.scanning import Blocked
 from bitwright.training.loop import Training
 
@@ -142,6 +146,27 @@ def test_negatives_are_what_others_find_and_labels_what_a_teacher_says() -> None
     assert scaled is not None and float(scaled.std()) == pytest.approx(0.5)
 
 
+def test_a_teacher_makes_signs_that_rank_more_as_it_does() -> None:
+    """GPL for both kinds of codes: nothing but passages, queries and a function of two texts."""
+    p, q = asked()
+    passages, queries = ([str(i) for i in range(600)] for _ in range(2))
+    sure = lambda a, b: 10 * (q[[int(i) for i in a]] * p[[int(i) for i in b]]).sum(1)  # noqa: E731
+    pairs = Pairs(torch.arange(600), torch.arange(600), torch.randint(600, (600, 4)))
+    told = income.label(queries, passages, pairs, sure, spread=2.0)
+    encoder = nn.Linear(32, 64, bias=False)
+    start, taught = Bpr(encoder, encoder), Bpr.train(encoder, encoder, q, p, told, rate=3e-3, how=Training(steps=200))
+    wanted = (q @ p.T).topk(10).indices
+    shares = [float(overlap(one.search(one.index(p), q, candidates=100).ids, wanted).mean()) for one in (start, taught)]
+    assert shares[1] > shares[0]
+    codec = codecs.fit(p, 0.5, "product")
+    teacher = jpq.taught(lambda rows, documents: 20 * (q[rows][:, None] * p[documents]).sum(2))
+    found = Jpq.train(
+        codec, codec.encode(p), q, torch.arange(600), teacher, results=25, rates=(3e-3, 3e-2), how=Training(steps=150)
+    )
+    ids = [Index.build(codec, p).search(q).ids, found.index(p).search(found.queries(q)).ids]
+    assert overlap(ids[1], wanted).mean() > overlap(ids[0], wanted).mean()
+
+
 def test_gradients_are_clipped_and_the_step_is_the_callers() -> None:
     p, steps = torch.zeros(1, requires_grad=True), []
 
@@ -151,3 +176,95 @@ def test_gradients_are_clipped_and_the_step_is_the_callers() -> None:
 
     descend([{"params": [p], "lr": 1.0}], loss, lambda: 0.0, 4, 2, Training(steps=5, optimizer="sgd", keep="last"), clip=1e-3)
     assert steps == [0, 1, 2, 3, 4] and -0.006 < float(p.detach()) < 0
+
+
+# --- paragraphs of text: the last sentence asks for the rest of its paragraph --------------------------------------------------
+
+
+def sentences(text: str) -> list[str]:
+    return re.split(r"(?<=[.!?]) ", text)
+
+
+def domain(split: str) -> tuple[list[str], list[str]]:
+    """Passages, and a query for each."""
+    long = [[s for s in sentences(text) if len(s.split()) >= 6] for article in wikitext.articles(split) for text in article]
+    return [" ".join(s[:-1]) for s in long if len(s) >= 4], [s[-1] for s in long if len(s) >= 4]
+
+
+def apart(queries: list[str], passages: list[str], pairs: Pairs) -> tuple[list[str], Pairs]:
+    """Each pair with a passage of its own, which does not hold the query: else nothing but copying is learned."""
+    rest = [passages[row].replace(query, " ") for query, row in zip(queries, pairs.positives.tolist())]
+    return rest, Pairs(pairs.queries, torch.arange(len(rest)), pairs.negatives)
+
+
+def found(ids: Tensor, k: int = 10) -> float:
+    """Recall of passage i for query i."""
+    return float((ids[:, :k] == torch.arange(len(ids))[:, None]).any(1).float().mean())
+
+
+def gain(ids: Tensor) -> float:
+    return float(ndcg(ids, [{i: 1.0} for i in range(len(ids))]).mean())
+
+
+@pytest.fixture(scope="module")
+def shifted() -> dict[str, Tensor]:
+    """A bi-encoder of counts of words, trained on one domain, as floats and to be read by signs; and adapted to the other."""
+    (source, asked), (target, wanted) = domain("valid"), domain("test")
+    width, rare = 4096, torch.from_numpy(wikitext.rarity(wikitext.counts(source, 4096)))
+    features = lambda texts: normalize(torch.from_numpy(wikitext.counts(texts, width).toarray()) * rare)  # noqa: E731
+    s, sq, t, tq = map(features, (source, asked, target, wanted))
+    encoder, own = nn.Linear(width, 256, bias=False), torch.arange(len(s))
+    nn.init.normal_(encoder.weight, 0, 0.1, generator=torch.Generator().manual_seed(0))
+
+    def loss(rows: Tensor, _: int = 0) -> Tensor:
+        return bpr.dense(20 * normalize(encoder(sq[rows])), normalize(encoder(s[rows])))
+
+    learned, judging = own[:-100], own[-100:]
+    group = {"params": [*encoder.parameters()], "lr": 1e-3}
+    descend([group], lambda rows, _: loss(learned[rows]), lambda: float(loss(judging)), len(learned), 64, Training(steps=300))
+    plain = Pairs(own, own, torch.empty(len(own), 0, dtype=torch.int64))
+    coded = Bpr.train(encoder, encoder, sq, s, plain, how=Training(steps=300, warm=0.05))
+    queries, pairs = income.synthesize(target, enough=6 * len(target))
+    texts, pairs = apart(queries, target, pairs)
+    how = Training(steps=400, warm=0.05)
+    adapted = Bpr.train(coded.queries, coded.passages, features(queries), features(texts), pairs, batch=128, how=how)
+    with torch.no_grad():
+        floats = (normalize(encoder(tq)) @ normalize(encoder(t)).T).topk(10).indices
+        index = coded.index(t)
+        bits = index.search(signs(coded.queries(tq)), 10).ids
+    return {
+        "float": floats,
+        "bits": bits,
+        "coded": coded.search(index, tq).ids,
+        "adapted": adapted.search(adapted.index(t), tq).ids,
+    }
+
+
+@pytest.mark.acceptance
+def test_codes_lose_more_in_a_new_domain_and_queries_made_from_it_win_half_back(shifted: dict[str, Tensor]) -> None:
+    floats, coded, adapted = (found(shifted[kind]) for kind in ("float", "coded", "adapted"))
+    assert floats - coded >= 0.03
+    assert adapted - coded >= 0.5 * (floats - coded)
+
+
+@pytest.mark.acceptance
+def test_floats_rank_candidates_better_than_bits(shifted: dict[str, Tensor]) -> None:
+    assert gain(shifted["coded"]) >= gain(shifted["bits"]) + 0.03
+
+
+@pytest.mark.acceptance
+def test_fixed_codes_answer_real_queries_better_after_training_on_made_ones() -> None:
+    (first, one), (second, other) = (domain(split) for split in ("valid", "test"))
+    passages, asked = first + second, one + other
+    made, pairs = income.synthesize(passages, enough=5 * len(passages))
+    x = wikitext.lsa(passages + asked + made, 128)
+    p, q, own = x[: len(passages)], x[len(passages) : 2 * len(passages)], x[2 * len(passages) :]
+    kept = (own.norm(dim=1) > 0) & torch.tensor([len(text.split()) >= 6 for text in made])
+    codec = codecs.fit(p, 0.5, "product")
+    codes = codec.encode(p)
+    before, start = codes.nibbles.clone(), Index.build(codec, p)
+    how = {"results": 100, "rates": (1e-3, 5e-3), "batch": 64, "how": Training(steps=250, warm=0.05)}
+    trained = Jpq.train(codec, codes, own[kept], pairs.positives[kept], **how)
+    index = trained.index(codes)
+    assert torch.equal(codes.nibbles, before) and torch.equal(index.codes.data, start.codes.data)
+    assert found(index.search(trained.queries(q)).ids) > found(start.search(q).ids) + 0.01
