@@ -21,12 +21,14 @@ POINTS = 16
 
 @dataclass(frozen=True, eq=False)
 class Book:
-    """`points` of a run narrower than the widest are filled up with zeros; `dims` is the number of coordinates."""
+    """`points` of a run narrower than the widest are filled up with zeros; `dims` is the number of coordinates. `chosen`: the
+    points that codes of documents are chosen by, where they were moved since (None: they are the same)."""
 
     starts: Int32[Tensor, "t"]
     widths: Int32[Tensor, "t"]
     points: Float32[Tensor, "t 16 w"]
     dims: int
+    chosen: Float32[Tensor, "t 16 w"] | None = None
 
     def __post_init__(self) -> None:
         t, k, widest = self.points.shape
@@ -36,6 +38,11 @@ class Book:
         )
         if k != POINTS or not len(self.starts) == len(self.widths) == t or not within:
             raise ValueError(f"{t} runs of {k} points do not lie within {self.dims} coordinates")
+
+    @property
+    def writer(self) -> "Book":
+        """The book that documents are coded with."""
+        return self if self.chosen is None else Book(self.starts, self.widths, self.chosen, self.dims)
 
     def encode(self, y: Float32[Tensor, "n dims"]) -> UInt8[Tensor, "n t"]:
         """Nibble by nibble, the point nearest to what is left of its run."""
@@ -51,11 +58,12 @@ class Book:
         return torch.einsum("qtw,tkw->qtk", queries[:, columns], self.points)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"starts": self.starts, "widths": self.widths, "points": self.points}
+        chosen = {} if self.chosen is None else {"chosen": self.chosen}
+        return {"starts": self.starts, "widths": self.widths, "points": self.points, **chosen}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], dims: int) -> "Book":
-        return cls(tensors["starts"], tensors["widths"], tensors["points"], dims)
+        return cls(tensors["starts"], tensors["widths"], tensors["points"], dims, tensors.get("chosen"))
 
     @classmethod
     def listed(cls, runs: list[tuple[int, Float32[Tensor, "16 _"]]], dims: int) -> "Book":

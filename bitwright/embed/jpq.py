@@ -4,8 +4,8 @@
 
 Codes c are those of the codec before training and never change; results are found, in every step, by the index as it then is, so
 the negatives are those that a search would show. The loss is `ranked`, or `taught`: the squared error of s_+ - s_- to a teacher's.
-Any `Codec` will do in place of OPQ: its map and its factors stay, its book moves. `served` reads what `documents` has written: new
-documents are coded as the old ones were, for under moved points they would get codes that mean something else.
+Any `Codec` will do in place of OPQ: its map and its factors stay, its book moves, and keeps the points that codes are chosen by
+(`Book.chosen`): new documents are coded as the old ones were, and an index of the trained codec is like any other.
 Differs from the paper: points and encoder are the best by the reciprocal rank on held-out queries, the start among them; `Steer`, a
 map that is the identity at first, where no encoder of texts is given; `sharpness` stretches scores, since cosines are short.
 """
@@ -70,10 +70,9 @@ def taught(teacher: Teacher) -> Loss:
 
 @dataclass(frozen=True, eq=False)
 class Jpq:
-    """Trained: `encoder`, then `served`, read queries; `documents` codes what is stored."""
+    """Trained: `encoder`, then `codec`, read queries. The codec codes documents as before, by the points that it had."""
 
-    documents: Codec
-    served: Codec
+    codec: Codec
     encoder: nn.Module
 
     @classmethod
@@ -94,7 +93,7 @@ class Jpq:
     ) -> "Jpq":
         """For queries `q` (what `encoder` takes; vectors where there is none) and the row among `codes` that each should find.
         `rates`: of the encoder, and of the points relative to their mean size."""
-        jpq = cls(codec, codec, deepcopy(encoder) if encoder is not None else Steer(codec.dim, seed=how.seed))
+        jpq = cls(codec, deepcopy(encoder) if encoder is not None else Steer(codec.dim, seed=how.seed))
         loss, results = loss or ranked(), min(results, len(codes))
         reach = torch.arange(codec.book.points.shape[2])
         inside = (reach < codec.book.widths[:, None]).float()[:, None]  # beyond a run the points stay zero
@@ -124,19 +123,14 @@ class Jpq:
         size = float(points.detach().square().mean().sqrt())
         groups = [{"params": [*jpq.encoder.parameters()], "lr": rates[0]}, {"params": [points], "lr": rates[1] * size}]
         descend(groups, lambda rows, _: step(learned[rows]), judge, len(learned), batch, how, clip=1.0)
-        return replace(jpq, served=replace(live(points.detach()), name=f"{codec.name}-jpq"))
+        book = replace(live(points.detach()).book, chosen=codec.book.writer.points)
+        return replace(jpq, codec=replace(codec, book=book, name=f"{codec.name}-jpq"))
 
     @torch.no_grad()
     def queries(self, q: Float[Tensor, "q ..."]) -> Float32[Tensor, "q inp"]:
         """What the index is asked."""
         found: Tensor = self.encoder(q)
         return found
-
-    def index(self, x: Float[Tensor, "n inp"] | Codes, ids: Int64[Tensor, "n"] | None = None) -> Index:
-        """Of documents or of their codes. More of them are added as codes: `index.add(jpq.documents.encode(x), space=...)`."""
-        index = replace(Index.empty(self.served), about={"compatible": [self.documents.space_id]})
-        index.add(x if isinstance(x, Codes) else self.documents.encode(x), ids, self.documents.space_id)
-        return index
 
 
 def read(codec: Codec, q: Float32[Tensor, "b inp"], codes: Codes, rows: Int64[Tensor, "b c"]) -> Float32[Tensor, "b c"]:

@@ -1,6 +1,7 @@
 """Card income: encoders read by their signs, points moved under fixed codes, and training data made from the passages alone."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,26 +91,29 @@ def asked(n: int = 600, dim: int = 32) -> tuple[Tensor, Tensor]:
     return x, normalize(x @ (torch.eye(dim) + 0.15 * torch.randn(dim, dim)) + 0.1 * torch.randn(n, dim))
 
 
-def test_codes_stay_and_more_is_found_under_moved_points() -> None:
+def test_codes_stay_and_more_is_found_under_moved_points(tmp_path: Path) -> None:
     x, q = asked()
     codec = codecs.fit(x, 0.5, "product")
     codes = codec.encode(x)
     before, own = codes.nibbles.clone(), torch.arange(len(x))
     found = Jpq.train(codec, codes, q[:400], own[:400], results=50, rates=(3e-3, 3e-2), how=Training(steps=120, warm=0.05))
-    index, start = found.index(codes), Index.build(codec, x)
+    index, start = Index.build(found.codec, x), Index.build(codec, x)
     share = lambda ids: float((ids == own[400:, None]).any(1).float().mean())  # noqa: E731
     assert share(index.search(found.queries(q[400:]), 10).ids) > share(start.search(q[400:], 10).ids)
     assert torch.equal(codes.nibbles, before) and torch.equal(index.codes.data, start.codes.data)
-    assert found.served.space_id != codec.space_id and not torch.equal(found.served.book.points, codec.book.points)
-    index.add(found.documents.encode(x[:3]), space=found.documents.space_id)
-    assert torch.equal(index.codes.nibbles(torch.arange(600, 603)), index.codes.nibbles(torch.arange(3)))
+    assert found.codec.space_id != codec.space_id and not torch.equal(found.codec.book.points, codec.book.points)
+    assert torch.equal(index.factor, start.factor)
+    index.save(tmp_path / "a.codes")
+    again = Index.open(tmp_path / "a.codes")
+    again.add(x[:3])
+    assert torch.equal(again.codes.nibbles(torch.arange(600, 603)), index.codes.nibbles(torch.arange(3)))
 
 
 def test_a_run_that_starts_from_nothing_changes_nothing() -> None:
     x, q = asked(200)
     codec = codecs.fit(x, 1.0, "allotted")
     found = Jpq.train(codec, codec.encode(x), q, torch.arange(200), how=Training(steps=0))
-    assert torch.equal(found.queries(q), q) and torch.equal(found.served.book.points, codec.book.points)
+    assert torch.equal(found.queries(q), q) and torch.equal(found.codec.book.points, codec.book.points)
 
 
 def test_scores_in_training_are_those_of_the_search() -> None:
