@@ -149,7 +149,7 @@ class CodeFile:
                 raise ValueError(f"{len(found)} {name} for {codes.count} documents")
         cells = None
         if "probes" in header:
-            cells = Cells.of({k.removeprefix("cells."): v for k, v in tensors.items() if k.startswith("cells.")}, header["probes"])
+            cells = Cells(tensors["cells.centres"], tensors["cells.ends"], header["probes"])
             shapes = cells.centres.shape == (len(cells.ends), codec.book.dims) and 1 <= cells.probes <= len(cells.ends)
             if (
                 not shapes
