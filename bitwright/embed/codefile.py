@@ -114,15 +114,20 @@ class CodeFile:
         """Mapped: nothing but the header and the codec is read. Raises BadRequest for a file that is damaged or not one of ours."""
         if not path.is_file():
             raise BadRequest(f"There is no file {path}; make one with `bitwright index build`.")
+        seen = stamp(path)
         try:
             with safe_open(path, "pt") as file:
                 header = json.loads((file.metadata() or {})["bitwright"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return cls.from_parts(header, tensors)
+            found = cls.from_parts(header, tensors)
+            if stamp(path) == seen:
+                return found
         except (*WRONG, SafetensorError, OSError) as error:
-            if isinstance(error, KeyError) and error.args == ("bitwright",):
+            if stamp(path) == seen and isinstance(error, KeyError) and error.args == ("bitwright",):
                 raise BadRequest(f"{path} is a safetensors file but holds no codes of bitwright; name a file of codes.") from None
-            raise BadRequest(f"{path} is damaged or no file of codes ({in_a_line(error)}); build it again.") from None
+            if stamp(path) == seen:
+                raise BadRequest(f"{path} is damaged or no file of codes ({in_a_line(error)}); build it again.") from None
+        return cls.open(path)  # it was replaced meanwhile, and safetensors opens a file twice: header and codes may be of two
 
     @classmethod
     def from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "CodeFile":
@@ -144,7 +149,7 @@ class CodeFile:
                 raise ValueError(f"{len(found)} {name} for {codes.count} documents")
         cells = None
         if "probes" in header:
-            cells = Cells.of({k.removeprefix("cells."): v for k, v in tensors.items() if k.startswith("cells.")}, header["probes"])
+            cells = Cells(tensors["cells.centres"], tensors["cells.ends"], header["probes"])
             shapes = cells.centres.shape == (len(cells.ends), codec.book.dims) and 1 <= cells.probes <= len(cells.ends)
             if (
                 not shapes

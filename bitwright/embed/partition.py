@@ -7,7 +7,6 @@ time and need no vectors). A cell is a run of rows and so a run of blocks of the
 with neighbours is masked. Every cell probed is the flat search, bit for bit.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -77,10 +76,6 @@ class Cells:
 
     def tensors(self) -> dict[str, Tensor]:
         return {"centres": self.centres, "ends": self.ends}
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], probes: int) -> "Cells":
-        return cls(tensors["centres"], tensors["ends"], probes)
 
 
 def masked(allowed: Tensor | None, start: int, end: int, first: int, last: int, count: int) -> UInt8[Tensor, "bytes"]:

@@ -167,7 +167,7 @@ def test_a_teacher_makes_signs_that_rank_more_as_it_does() -> None:
     found = Jpq.train(
         codec, codec.encode(p), q, torch.arange(600), teacher, results=25, rates=(3e-3, 3e-2), how=Training(steps=150)
     )
-    ids = [Index.build(codec, p).search(q).ids, found.index(p).search(found.queries(q)).ids]
+    ids = [Index.build(codec, p).search(q).ids, Index.build(found.codec, p).search(found.queries(q)).ids]
     assert overlap(ids[1], wanted).mean() > overlap(ids[0], wanted).mean()
 
 
@@ -269,6 +269,6 @@ def test_fixed_codes_answer_real_queries_better_after_training_on_made_ones() ->
     before, start = codes.nibbles.clone(), Index.build(codec, p)
     how = {"results": 100, "rates": (1e-3, 5e-3), "batch": 64, "how": Training(steps=250, warm=0.05)}
     trained = Jpq.train(codec, codes, own[kept], pairs.positives[kept], **how)
-    index = trained.index(codes)
+    index = Index.build(trained.codec, p)
     assert torch.equal(codes.nibbles, before) and torch.equal(index.codes.data, start.codes.data)
     assert found(index.search(trained.queries(q)).ids) > found(start.search(q).ids) + 0.01

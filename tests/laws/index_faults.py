@@ -223,6 +223,22 @@ def test_of_many_who_add_at_once_every_one_is_stored_or_told(file: Path, codec: 
     assert set(range(1000, 1020)) <= set(Index.open(file).names.tolist()) and len(Index.open(file)) == 120
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_that_has_coded_and_searched_may_be_forked(codec: Codec):
+    index, q = Index.build(codec, some(2000)), some(3)
+    wanted = index.search(q, 5).ids
+    child = os.fork()
+    if not child:
+        same = False
+        try:
+            index.add(some(600))
+            index.remove(torch.arange(2000, 2600))
+            same = torch.equal(index.search(q, 5).ids, wanted)
+        finally:
+            os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 # --- ids that are text -------------------------------------------------------------------------------------------------------
 
 
