@@ -12,7 +12,7 @@ three for its baselines) and no queue (off in the released configuration). sgn(0
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -144,6 +144,6 @@ def fit(x: Float[Tensor, "n inp"], count: int = 2, dims: int | None = None, how:
     x = vectors(x, None, "cosine")
     judging = torch.arange(len(x)) % 10 == 0
     held, rest = x[judging], x[~judging]
-    start = Recurrent.start(frame(x.shape[1], dims or x.shape[1]), count)
-    taught = teach(start, Likeness(rest), Kept(held, rest), how, step=5e-4).view
-    return codec(taught, f"bebr-{count}x{taught.dims}")  # type: ignore[arg-type]
+    dims = dims or x.shape[1]
+    start = codec(Recurrent.start(frame(x.shape[1], dims), count), f"bebr-{count}x{dims}")
+    return replace(start, view=teach(start.view, Likeness(rest), Kept(held, rest), how, step=5e-4).view)

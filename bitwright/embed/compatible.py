@@ -3,8 +3,8 @@
     loss = own(new) + CE over [old code of the same thing, the 5 hardest old codes] at cosines / temperature, and the reverse
 
 Old codes stay as they are; the leading coordinates of what the new view sees (all of it at length 1) meet them. Differs from the
-paper: the new view starts where the old codes are, its leading rows being the rotation that brings new vectors nearest to them
-(Procrustes), the others what is orthogonal to those. On few vectors that start is better than what training makes of a random
+paper: the new view starts where the old codes are, its leading rows being the orthonormal ones nearest to the regression of old
+codes on new vectors, the others what is orthogonal to those. On few vectors that start is better than what training makes of a random
 one, and training is kept only where it is worth more.
 
 Who mixes spaces says so: `old_index.about = {"compatible": [new.space_id]}`, then `old_index.search(q, by=new)`.
@@ -30,7 +30,8 @@ def aligned(x: Float32[Tensor, "n inp"], old: Float32[Tensor, "n before"], dims:
     before, inp = old.shape[1], x.shape[1]
     if not before <= dims <= inp:
         raise BadRequest(f"{before} old coordinates do not fit into {dims} of {inp} dimensions; take {before} to {inp} of them.")
-    left, _, right = torch.linalg.svd(normalize(old).T @ x, full_matrices=False)
+    fitted = torch.linalg.lstsq(x, normalize(old)).solution
+    left, _, right = torch.linalg.svd(fitted.T, full_matrices=False)
     first = left @ right
     rest = orthonormal(inp, seed)
     basis, _ = torch.linalg.qr(torch.cat([first.T, rest - first.T @ (first @ rest)], 1))

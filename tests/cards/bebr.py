@@ -201,7 +201,7 @@ def test_new_queries_in_an_old_gallery():
         return Kept(train[held], train[rest])(view) + Met(train[held], train[rest], past[rest])(view)
 
     lesson = Compatible(Likeness(train[rest]), train[rest], past[rest], torch.arange(len(train))[rest])
-    view = teach(Recurrent.start(aligned(train, past, 256), 2), lesson, worth, Training(steps=300, checks=6), step=5e-4).view
+    view = teach(Recurrent.start(aligned(train, past, 256), 2), lesson, worth, Training(steps=200, checks=4), step=5e-4).view
     new, other = codec(view, "B"), codec(Recurrent.start(frame(256, 256), 2), "B alone")
     before, after = Index.build(old, a_x), Index.build(new, x)
     before.about = {"compatible": [new.space_id, other.space_id]}
