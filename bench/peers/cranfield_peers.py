@@ -55,8 +55,8 @@ def main() -> None:
     for bits, dims in ((1, 384), (0.5, 192)):
         ids, size = binary(x, q, faiss.ITQTransform(D, dims, dims < D))
         found[f"{bits:g}|FAISS ITQ{dims}, signs|{size}"] = ids
-    for bits, kind, size in ((8, "int8", D), (1, "ubinary", D // 8)):
-        corpus = quantize_embeddings(x, kind, calibration_embeddings=x if kind == "int8" else None)
+    for bits, kind, size in ((8, "uint8", D), (1, "ubinary", D // 8)):
+        corpus = quantize_embeddings(x, kind, calibration_embeddings=x if kind == "uint8" else None)
         hits, _ = semantic_search_faiss(
             q, corpus_embeddings=corpus, corpus_precision=kind, top_k=K, rescore=True, rescore_multiplier=4,
             calibration_embeddings=x, exact=True,
