@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from jaxtyping import Integer as Ints
-from scipy.optimize import LinearConstraint, milp
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from bitwright.errors import BadRequest
@@ -37,6 +35,9 @@ def allotted(trace: Float[Tensor, "l"], sizes: Ints[Tensor, "l"], widths: Sequen
 
 def solve(loss: Float[Tensor, "u c"], price: Ints[Tensor, "u c"], budget: int) -> Ints[Tensor, "u"]:
     """The choice of every unit with the least sum of losses whose prices add up to at most `budget`."""
+    from scipy.optimize import LinearConstraint, milp
+    from scipy.sparse import csr_array
+
     least = int(price.amin(1).sum())
     if least > budget:
         raise BadRequest(f"The cheapest choices cost {least:,}, more than the budget of {budget:,}; raise it.")

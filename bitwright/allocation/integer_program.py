@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from jaxtyping import Integer as Ints
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from bitwright.allocation.base import legal, step, topped_up, total
@@ -43,6 +41,9 @@ class IntegerProgram:
         return best
 
     def solve(self, loss: Float[Tensor, "u c"], price: Ints[Tensor, "u c"], budget: int, floor: int) -> Ints[Tensor, "u"] | None:
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_array
+
         units, choices = loss.shape
         free = legal(loss)
         unit = int(np.gcd.reduce(price[free].numpy())) or 1
