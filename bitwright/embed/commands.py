@@ -1,5 +1,6 @@
 """`bitwright index`: build, add, remove, search, evaluate, check, convert, inspect. Thin; heavy imports happen inside."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,8 +51,9 @@ def build(
         raise BadRequest(f"{out} is there already; choose another name or pass --overwrite.")
     with console.progress() as progress:
         source = read(input, model, progress)
-        index = Index.empty(codecs.fit(source.sample(sample), bits, codec, metric=metric))
-        index.about = {"model": model or ""}
+        some = source.sample(sample)
+        index = Index.empty(codecs.fit(some, bits, codec, metric=metric))
+        index.about = {"model": model or "", "fitted_on": hashlib.sha256(some.numpy().tobytes()).hexdigest()[:16]}
         fill(index, source, progress)
     if cells:
         index.divide(cells, probes)
