@@ -4,8 +4,8 @@
 
 Old codes stay as they are; the leading coordinates of what the new view sees (all of it at length 1) meet them. Differs from the
 paper: the new view starts where the old codes are, its leading rows being the orthonormal ones nearest to the regression of old
-codes on new vectors, the others what is orthogonal to those. On few vectors that start is better than what training makes of a random
-one, and training is kept only where it is worth more.
+codes on new vectors, the others what is orthogonal to those. On few vectors that start is better than what training makes of
+a random one, and training is kept only where it is worth more.
 
 Who mixes spaces says so: `old_index.about = {"compatible": [new.space_id]}`, then `old_index.search(q, by=new)`.
 """
