@@ -64,8 +64,8 @@ class Recurrent:
         """Not yet trained: the planes of the coordinates `matrix` x, the rows of which have length 1."""
         (dims, inp), dice = matrix.shape, torch.Generator().manual_seed(seed)
         down, up = inp**0.5 * matrix, matrix.T / inp**0.5
-        again = ((up, hidden, dims**0.5), (down, hidden, 1.0))  # B_t, R_t
-        return cls(tuple(Network.start(*each, dice) for each in (again[1], *again * (planes - 1))))
+        maps = [(down, 1.0), *[(up, dims**0.5), (down, 1.0)] * (planes - 1)]  # with the length of their inputs
+        return cls(tuple(Network.start(skip, hidden, length, dice) for skip, length in maps))
 
     @property
     def dim(self) -> int:
