@@ -28,7 +28,7 @@ from bitwright.calibrate.collect import collect
 from bitwright.calibrate.gradients import GRADIENTS, gradients
 from bitwright.calibrate.store import Store
 from bitwright.candidates import RoundedCandidates
-from bitwright.errors import BadRequest, writing
+from bitwright.errors import BadRequest, in_place_of
 from bitwright.job import Job
 from bitwright.kernels.devices import memory_left
 from bitwright.menus import Menu, measured
@@ -126,9 +126,8 @@ def losses(job: Job, allocation: Allocation, found: RoundedCandidates, batch: in
     measure(job, found.store, tuple(sorted({*found.needs, *probe.needs})), batch, found.device, found.progress)
     found.round()
     loss: Float[Tensor, "u c"] = probe(found)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(loss.tolist()))
+    with in_place_of(path) as partial:
+        partial.write_text(json.dumps(loss.tolist()))
     return loss
 
 

@@ -21,7 +21,7 @@ from bitwright.calibrate.gradients import OUTPUT
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.store import Store
 from bitwright.checkpoint import Checkpoint, fill, skeleton
-from bitwright.errors import BadRequest, writing
+from bitwright.errors import BadRequest, in_place_of
 from bitwright.matrix import Solved, key
 from bitwright.menus import Menu
 from bitwright.plan import Planned
@@ -84,9 +84,8 @@ class RoundedCandidates:
             return float(json.loads(path.read_text()))
         kl = self.windows_kl(chosen)
         found = float(kl.mean() + 1.645 * kl.std() / len(kl) ** 0.5)
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(found))
+        with in_place_of(path) as partial:
+            partial.write_text(json.dumps(found))
         return found
 
     def codes(self, name: str, choice: int) -> str:

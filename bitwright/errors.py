@@ -1,6 +1,7 @@
 """The two ways a run ends early on purpose. Anything else that escapes is a fault of ours (exit code 1)."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,3 +45,16 @@ def writing(path: Path) -> Iterator[None]:
         raise BadRequest(
             f"Cannot write {path}: {cause}. What is finished is kept; make room and repeat the command with --resume."
         ) from None
+
+
+@contextmanager
+def in_place_of(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write into; it takes the place of `path` when all went well. Processes may do so at once."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)

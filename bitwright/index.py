@@ -183,6 +183,7 @@ FORMATS: dict[str, str] = {  # what `export` writes and opens
 
 VIEWS: dict[str, str] = {  # what codes of vectors see of them
     "linear": "bitwright.embed.views:Linear",
+    "same": "bitwright.embed.views:Same",
     "bebr": "bitwright.embed.bebr:Recurrent",
 }
 

@@ -21,7 +21,7 @@ import bitwright
 from bitwright import index
 from bitwright.calibrate.stats import Known
 from bitwright.coder import Coder
-from bitwright.errors import writing
+from bitwright.errors import in_place_of
 from bitwright.grids.base import Params
 from bitwright.linalg import pull
 from bitwright.plan import Planned
@@ -53,14 +53,8 @@ class Solved:
     def write(self, path: Path) -> None:
         told = {"metas": [t.meta() for t in self.terms], "nearest": self.nearest, "energy": self.energy, "notes": self.notes}
         tensors = {f"{i}.{leaf}": t.contiguous().cpu() for i, term in enumerate(self.terms) for leaf, t in term.tensors().items()}
-        partial = path.with_suffix(".partial")
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                save_file({**tensors, "errors": self.errors.cpu()}, partial, metadata={"told": json.dumps(told)})
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        with in_place_of(path) as partial:
+            save_file({**tensors, "errors": self.errors.cpu()}, partial, metadata={"told": json.dumps(told)})
 
     @classmethod
     def read(cls, path: Path) -> "Solved | None":

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from bitwright.errors import in_place_of
 from bitwright.terms.base import Json
 
 
@@ -101,9 +102,8 @@ class Report:
         """Into the `bitwright.json` of a compressed directory, in place of the report that is there."""
         path = Path(directory) / "bitwright.json"
         document = json.loads(path.read_text()) | {"report": self.to_dict()}
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(document, indent=1))
-        partial.replace(path)
+        with in_place_of(path) as partial:
+            partial.write_text(json.dumps(document, indent=1))
 
     @classmethod
     def read(cls, directory: str | Path) -> "Report":

@@ -6,7 +6,6 @@ Tests skip where the text is not there.
 """
 
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +14,9 @@ import scipy.sparse as sparse
 import torch
 from scipy.sparse.linalg import svds
 from torch import Tensor
+from wikitext import DATA
 
-TEXT = Path(__file__).parents[2] / "shared/data/wikitext2"
+TEXT = DATA / "wikitext2"
 WORDS = 33  # of a window
 QUERIES, DOCUMENTS = 1033, 4400
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.stream import Tap
 from bitwright.checkpoint import header
-from bitwright.errors import BadRequest, writing
+from bitwright.errors import BadRequest, in_place_of
 
 HEAD = Tap(("head",))
 
@@ -69,15 +69,8 @@ class Store:
         return all(self.has(i, needs) for i in range(blocks)) and bool(self.names(HEAD))
 
     def put(self, tap: Tap, known: Known) -> None:
-        path = self.folder / f"{tap.name}.safetensors"
-        partial = path.with_suffix(".partial")
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                save_file(self.values(tap) | {n: v.contiguous().cpu() for n, v in known.values.items()}, partial)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        with in_place_of(self.folder / f"{tap.name}.safetensors") as partial:
+            save_file(self.values(tap) | {n: v.contiguous().cpu() for n, v in known.values.items()}, partial)
 
     def site(self, name: str) -> dict[str, torch.Tensor]:
         """Statistics of a site by itself: its gradients; {} where there are none."""
@@ -85,11 +78,8 @@ class Store:
         return load_file(path) if path.is_file() else {}
 
     def put_site(self, name: str, values: Mapping[str, torch.Tensor]) -> None:
-        path = self.folder / "sites" / f"{name}.safetensors"
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({n: v.contiguous() for n, v in values.items()}, path.with_suffix(".partial"))
-            path.with_suffix(".partial").replace(path)
+        with in_place_of(self.folder / "sites" / f"{name}.safetensors") as partial:
+            save_file({n: v.contiguous() for n, v in values.items()}, partial)
 
     def with_own(self, name: str, known: Known, needs: Sequence[str], device: torch.device) -> Known:
         """What is known of a site's input, and of the site by itself where that is needed."""
@@ -102,6 +92,5 @@ class Store:
 
     def close(self, block: int, taps: Sequence[Tap]) -> None:
         """Declare a block complete."""
-        path = self.folder / f"{block}.json"
-        with writing(path):
-            path.write_text(json.dumps([tap.readers for tap in taps]))
+        with in_place_of(self.folder / f"{block}.json") as partial:
+            partial.write_text(json.dumps([tap.readers for tap in taps]))

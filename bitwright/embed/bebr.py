@@ -1,6 +1,6 @@
 """BEBR: recurrent binarization, codes whose every plane says what the planes before it failed to (arXiv 2302.08714; card: bebr).
 
-    b_0 = sgn(W x),    b_{t+1} = b_t + 2^-(t+1) sgn(R_t(x - f_t)),    f_t = B_t(b_t) / |B_t(b_t)|;    score = cos(b_q, b_x)
+    b_0 = sgn(W x),   b_{t+1} = b_t + 2^-(t+1) sgn(R_t(x - f_t)),   f_t = B_t(b_t) / |B_t(b_t)|,   score = <b_q, b_x> / |b_q| |b_x|
 
 W, B_t, R_t are small networks, learned from pairs of embeddings (`teaching.py`); the encoder that made the embeddings is never
 touched. A code of u + 1 planes lies on a symmetric uniform grid ({-1.5, -0.5, 0.5, 1.5} for u = 1), so the book is fixed, and

@@ -9,46 +9,47 @@ per nibble. Runs may differ in width, which is how a coordinate gets the bits it
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Float32, Int32, UInt8
 from torch import Tensor
 
-from bitwright.grids.clusters import closest
+from bitwright.kernels.dispatch import call
 
 POINTS = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Book:
-    """`points` of a run narrower than the widest are filled up with zeros; `dims` is the number of coordinates."""
+    """`points` of a run narrower than the widest are filled up with zeros; `dims` is the number of coordinates. `chosen`: the
+    points that codes of documents are chosen by, where they were moved since (None: they are the same)."""
 
     starts: Int32[Tensor, "t"]
     widths: Int32[Tensor, "t"]
     points: Float32[Tensor, "t 16 w"]
     dims: int
+    chosen: Float32[Tensor, "t 16 w"] | None = None
 
-    @cached_property
-    def runs(self) -> list[tuple[int, slice, Float32[Tensor, "16 v"]]]:
-        ends = zip(self.starts.tolist(), self.widths.tolist(), self.points)
-        return [(i, slice(s, s + w), P[:, :w].contiguous()) for i, (s, w, P) in enumerate(ends)]
+    def __post_init__(self) -> None:
+        t, k, widest = self.points.shape
+        ends = self.starts.long() + self.widths
+        within = (
+            (self.starts >= 0).all() and (self.widths >= 0).all() and (self.widths <= widest).all() and (ends <= self.dims).all()
+        )
+        if k != POINTS or not len(self.starts) == len(self.widths) == t or not within:
+            raise ValueError(f"{t} runs of {k} points do not lie within {self.dims} coordinates")
+
+    @property
+    def writer(self) -> "Book":
+        """The book that documents are coded with."""
+        return self if self.chosen is None else Book(self.starts, self.widths, self.chosen, self.dims)
 
     def encode(self, y: Float32[Tensor, "n dims"]) -> UInt8[Tensor, "n t"]:
         """Nibble by nibble, the point nearest to what is left of its run."""
-        rest, codes = y.clone(), y.new_empty(len(y), len(self.starts), dtype=torch.uint8)
-        for i, run, points in self.runs:
-            part = rest[:, run]
-            chosen = closest(part, points)
-            codes[:, i] = chosen
-            part -= points[chosen]
-        return codes
+        return call("coded", y, self.starts, self.widths, self.points)
 
     def decode(self, codes: UInt8[Tensor, "n t"]) -> Float32[Tensor, "n dims"]:
-        y = self.points.new_zeros(len(codes), self.dims)
-        for i, run, points in self.runs:
-            y[:, run] += points[codes[:, i].long()]
-        return y
+        return call("decoded", codes, self.starts, self.widths, self.points, self.dims)
 
     def tables(self, queries: Float32[Tensor, "q dims"]) -> Float32[Tensor, "q t 16"]:
         """The product of a query with every point: summed over the nibbles of a code they are <query, decode(code)>."""
@@ -57,11 +58,12 @@ class Book:
         return torch.einsum("qtw,tkw->qtk", queries[:, columns], self.points)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"starts": self.starts, "widths": self.widths, "points": self.points}
+        chosen = {} if self.chosen is None else {"chosen": self.chosen}
+        return {"starts": self.starts, "widths": self.widths, "points": self.points, **chosen}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], dims: int) -> "Book":
-        return cls(tensors["starts"], tensors["widths"], tensors["points"], dims)
+        return cls(tensors["starts"], tensors["widths"], tensors["points"], dims, tensors.get("chosen"))
 
     @classmethod
     def listed(cls, runs: list[tuple[int, Float32[Tensor, "16 _"]]], dims: int) -> "Book":

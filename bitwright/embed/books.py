@@ -1,6 +1,6 @@
 """Which points? Ways to make a book of a given number of nibbles for coordinates y.
 
-`Scalar`     the same points for every coordinate: those of a grid of 2, 4 or 16 levels (or two nibbles of 16: 256) times the spread
+`Scalar`     the same points for every coordinate: those of a grid of 2 to 256 levels times the spread (levels.py)
 `Product`    runs of equal width, sixteen points each by k-means: product quantization (Jegou et al., 2011) with codes of four bits
 `Residual`   every nibble a point of the whole space, coding what those before it left (residual quantization, Chen et al., 2010)
 `Allotted`   runs of the widths that lose least together: wide where coordinates are small, two nibbles on one that is large
@@ -36,31 +36,6 @@ class Maker(Protocol):
 
 
 @dataclass(frozen=True)
-class Scalar:
-    """`bits` 1, 2, 4 or 8 per coordinate: Lloyd and Max's points for a normal number, stretched by the spread of them all."""
-
-    bits: int = 1
-
-    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
-        spread, dims = y.square().mean().sqrt(), y.shape[1]
-        if self.bits == 8:
-            return self.two(spread, dims)
-        if self.bits not in (1, 2, 4) or dims * self.bits % 4:
-            raise BadRequest(
-                f"{dims} coordinates of {self.bits} bits do not fill nibbles; choose 1, 2, 4 or 8 bits and whole nibbles."
-            )
-        width = 4 // self.bits
-        corners = torch.cartesian_prod(*[lloyd_max(2**self.bits)] * width).view(POINTS, width) * spread
-        return Book.listed([(start, corners) for start in range(0, dims, width)], dims)
-
-    def two(self, spread: Tensor, dims: int) -> Book:
-        """256 equal steps over four spreads to both sides: sixteen coarse ones, and sixteen inside each."""
-        step = 8 * spread / 255
-        coarse, fine = ((torch.arange(POINTS) - 7.5)[:, None] * size for size in (16 * step, step))
-        return Book.listed([(j, points) for j in range(dims) for points in (coarse, fine)], dims)
-
-
-@dataclass(frozen=True)
 class Product:
     rounds: int = 25
     seed: int = 0
@@ -91,16 +66,13 @@ class Allotted:
     def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
         some = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(self.seed))[:GLANCE]]
         dims = y.shape[1]
-        options: list[list[tuple[int, int, float]]] = []  # of each coordinate: how far the run reaches, its nibbles, what it loses
-        for start in range(dims):
-            here = []
-            for width in (w for w in self.widths if start + w <= dims):
-                part = some[:, start : start + width].contiguous()
-                rest = part - nearest(part, words(part, 6, self.seed))
-                here.append((width, 1, float(rest.square().sum())))
-                if width == 1:
-                    here.append((width, 2, float((rest - nearest(rest, words(rest, 6, self.seed))).square().sum())))
-            options.append(here)
+        options: list[list[tuple[int, int, float]]] = [[] for _ in range(dims)]  # how far a run reaches, its nibbles, its loss
+        for width in (w for w in self.widths if w <= dims):
+            rest = some.unfold(1, width, 1).transpose(0, 1).contiguous()
+            for count in (1, 2) if width == 1 else (1,):
+                rest = left(rest, self.seed)
+                for start, loss in enumerate(rest.square().sum((1, 2)).tolist()):
+                    options[start].append((width, count, loss))
         left_out = [*some.square().sum(0).flip(0).cumsum(0).flip(0).tolist(), 0.0]
         low, high, best = 1e-12, 1.0 + 2 * left_out[0], cheapest(options, left_out, math.inf)
         for _ in range(50):
@@ -144,21 +116,32 @@ def learned(y: Float32[Tensor, "n dims"], runs: list[tuple[int, int]], rounds: i
     return Book.listed(found, y.shape[1])
 
 
+def left(x: Float32[Tensor, "r n w"], seed: int) -> Float32[Tensor, "r n w"]:
+    """What sixteen points leave of the vectors of each run: k-means of all runs at once, a few rounds of it."""
+    gen = torch.Generator().manual_seed(seed)
+    low, chosen = torch.full(x.shape[:2], torch.inf), list[Tensor]()
+    for u in torch.rand(POINTS, generator=gen).tolist():
+        mass = (torch.ones_like(low) if not chosen else low).cumsum(1)
+        at = torch.searchsorted(mass, u * mass[:, -1:], right=True).clamp_max(x.shape[1] - 1)
+        chosen.append(x.gather(1, at[:, :, None].expand(-1, -1, x.shape[2])))
+        low = torch.minimum(low, (x - chosen[-1]).square().sum(2))
+    points = torch.cat(chosen, 1)
+    for _ in range(6):
+        taken = one_of(x, points)
+        mass = taken.sum(1)[:, :, None]
+        points = torch.where(mass > 0, taken.transpose(1, 2) @ x / mass.clamp_min(1), points)
+    return x - one_of(x, points) @ points
+
+
+def one_of(x: Float32[Tensor, "r n w"], points: Float32[Tensor, "r 16 w"]) -> Float32[Tensor, "r n 16"]:
+    """1 at the nearest point."""
+    gap = torch.baddbmm(points.square().sum(2)[:, None], x, points.transpose(1, 2), alpha=-2)
+    return torch.zeros_like(gap).scatter_(2, gap.argmin(2, keepdim=True), 1.0)
+
+
 def words(part: Float32[Tensor, "n w"], rounds: int, seed: int) -> Float32[Tensor, "16 w"]:
     return kmeans(part, torch.ones(len(part)), POINTS, rounds, seed)
 
 
 def nearest(part: Float32[Tensor, "n w"], points: Float32[Tensor, "16 w"]) -> Float32[Tensor, "n w"]:
     return points[closest(part, points)]
-
-
-def lloyd_max(levels: int) -> Float32[Tensor, "levels"]:
-    """The points that quantize a standard normal number with least squared error (Lloyd, 1957; Max, 1960): each is the mean of
-    the numbers that are nearest to it."""
-    normal = torch.distributions.Normal(0.0, 1.0)
-    points = normal.icdf((torch.arange(levels, dtype=torch.float64) + 0.5) / levels)
-    for _ in range(2000):
-        edges = torch.cat([torch.tensor([-torch.inf]).double(), (points[1:] + points[:-1]) / 2, torch.tensor([torch.inf]).double()])
-        density, below = torch.exp(-edges.square() / 2) / math.sqrt(2 * math.pi), normal.cdf(edges)
-        points = (density[:-1] - density[1:]) / (below[1:] - below[:-1])
-    return points.float()

@@ -29,7 +29,7 @@ from bitwright.terms.base import Json
 
 Metric = Literal["cosine", "ip"]
 Scale = Literal["least-squares", "unbiased", "unit", "none"]
-CHUNK = 1 << 16  # vectors encoded at a time
+CHUNK = 1 << 13  # vectors encoded at a time: what is made of them stays in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +92,9 @@ class Codec:
         return Codes(nibbles, factor)
 
     def _encode(self, x: Float32[Tensor, "n inp"]) -> tuple[UInt8[Tensor, "n t"], Float16[Tensor, "n"]]:
-        y = self.view.seen(x)
-        codes = self.book.encode(y)
-        return codes, self.factor(y, self.book.decode(codes))
+        y, writer = self.view.seen(x), self.book.writer
+        codes = writer.encode(y)
+        return codes, self.factor(y, writer.decode(codes))
 
     def factor(self, y: Float32[Tensor, "n dims"], near: Float32[Tensor, "n dims"]) -> Float16[Tensor, "n"]:
         along, own, code = (y * near).sum(1), y.square().sum(1), near.square().sum(1)

@@ -1,6 +1,7 @@
 """Codecs by name, on one dial: stored bits per dimension of the vector.
 
 rotated    any vectors, hardly any training: a random rotation and the same points for every coordinate
+uniform    as `rotated`, the points equally spaced
 itq        as `rotated`, the rotation chosen so that signs lose least
 product    sixteen learned points per run of neighbouring coordinates
 residual   sixteen learned points of the whole space, nibble upon nibble
@@ -13,21 +14,23 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from bitwright.embed.books import Allotted, Maker, Product, Residual, Scalar
+from bitwright.embed.books import Allotted, Maker, Product, Residual
 from bitwright.embed.codec import Codec
+from bitwright.embed.levels import Filled, Scalar, Spacing
 from bitwright.embed.projections import Itq, Principal, Projection, Rotation
 from bitwright.errors import BadRequest
 
 LEAST, MOST = 0.25, 8.0
 
 
-def scalar(projection: Projection) -> Callable[[int, float], tuple[Projection, Maker, int]]:
-    """As many coordinates as pay: the most bits of 8, 4, 2, 1 that leave all of them, below one bit fewer of them."""
+def scalar(projection: Projection, spacing: Spacing = "lloyd-max") -> Callable[[int, float], tuple[Projection, Maker, int]]:
+    """Below one bit as many coordinates as pay, above it all of them, on grids that fill the nibbles."""
 
     def parts(dim: int, bits: float) -> tuple[Projection, Maker, int]:
-        each = next((b for b in (8, 4, 2, 1) if b <= bits), 1)
-        whole = 4 // min(each, 4)
-        return projection, Scalar(each), min(dim, int(bits * dim / each)) // whole * whole
+        stop = next((b for b in (8, 4, 2, 1) if b <= bits), 1)
+        whole = 4 // min(stop, 4)
+        maker = Filled(stop, spacing) if stop < 8 else Scalar(256, "uniform")
+        return projection, maker, min(dim, int(bits * dim / stop)) // whole * whole
 
     return parts
 
@@ -35,6 +38,7 @@ def scalar(projection: Projection) -> Callable[[int, float], tuple[Projection, M
 NAMED: dict[str, Callable[[int, float], tuple[Projection, Maker, int]]] = {
     "allotted": lambda dim, bits: (Principal(), Allotted(), dim),
     "rotated": scalar(Rotation()),
+    "uniform": scalar(Rotation(), "uniform"),
     "itq": scalar(Itq()),
     "product": lambda dim, bits: (Rotation(), Product(), dim),
     "residual": lambda dim, bits: (Rotation(), Residual(), dim),

@@ -1,4 +1,4 @@
-"""`bitwright index`: build, add, remove, search, evaluate, inspect. Thin layers; heavy imports happen inside the command."""
+"""`bitwright index`: build, add, remove, search, evaluate, check, convert, inspect. Thin; heavy imports happen inside."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitwright import console
-from bitwright.errors import BadRequest
+from bitwright.embed.engines import ENGINES
+from bitwright.errors import BadRequest, BrokenPromise
 
 if TYPE_CHECKING:
     from bitwright.embed.index import Index
@@ -32,10 +33,12 @@ def build(
     input: Input,
     out: Annotated[Path, typer.Option("-o", "--out", help="File of codes to write.")],
     bits: Bits = 1.0,
-    codec: Annotated[str, typer.Option(help="allotted, rotated, itq, product or residual.")] = "allotted",
+    codec: Annotated[str, typer.Option(help="allotted, rotated, uniform, itq, product or residual.")] = "allotted",
     metric: MetricName = "cosine",
     model: Encoder = None,
     sample: Annotated[int, typer.Option(min=16, help="Vectors that the codec is fitted on.")] = 65536,
+    cells: Annotated[int, typer.Option(min=0, help="Divide the documents into so many cells; 0: every query looks at all.")] = 0,
+    probes: Annotated[int, typer.Option(min=1, help="Cells that a query looks into.")] = 8,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Fit a codec on a sample of the vectors, encode all of them, write one file."""
@@ -50,6 +53,8 @@ def build(
         index = Index.empty(codecs.fit(source.sample(sample), bits, codec, metric=metric))
         index.about = {"model": model or ""}
         fill(index, source, progress)
+    if cells:
+        index.divide(cells, probes)
     index.save(out)
     told(index, out)
 
@@ -57,7 +62,10 @@ def build(
 def fill(index: "Index", source: Any, progress: Any) -> None:
     done = 0
     for x, ids in source.parts(PART):
-        index.add(x, ids)
+        try:
+            index.add(x, ids)
+        except BadRequest as error:
+            raise BadRequest(f"From row {done} of the input on: {error}" if done else str(error)) from None
         progress("encoding", done := done + len(x), len(source))
 
 
@@ -81,14 +89,12 @@ def add(file: File, input: Input, model: Encoder = None) -> None:
 
 
 @app.command()
-def remove(file: File, ids: Annotated[list[int], typer.Argument(help="Ids of documents.")]) -> None:
+def remove(file: File, ids: Annotated[list[str], typer.Argument(help="Ids of documents.")]) -> None:
     """Take documents out. Where one is not there, nothing is removed."""
-    import torch
-
     from bitwright.embed.index import Index
 
     index = Index.open(file)
-    index.remove(torch.tensor(ids))
+    index.remove(index.ids_of(ids))
     index.save(file)
     told(index, file)
 
@@ -101,6 +107,7 @@ def search(
     oversample: Annotated[
         float, typer.Option(min=1, help="Candidates per document asked for, scored again from their codes.")
     ] = 4.0,
+    probes: Annotated[int | None, typer.Option(min=1, help="Cells looked into, where the file has cells.")] = None,
     model: Encoder = None,
     as_json: Json = False,
 ) -> None:
@@ -108,12 +115,14 @@ def search(
     from bitwright.embed.index import Index
 
     index = Index.open(file)
-    hits = index.search(asked(query, model or str((index.about or {}).get("model") or "") or None), k, oversample)
+    hits = index.search(asked(query, model or str((index.about or {}).get("model") or "") or None), k, oversample, probes=probes)
+    documents = [index.texts_of(row[row >= 0]) for row in hits.ids]
     if as_json:
-        rows = [{"ids": i, "scores": s} for i, s in zip(hits.ids.tolist(), hits.scores.tolist())]
+        each = hits.ids.tolist() if index.texts is None else documents
+        rows = [{"ids": i, "scores": s[: len(i)]} for i, s in zip(each, hits.scores.tolist())]
         print(json.dumps({"hits": rows, "visited": hits.visited, "bytes_read": hits.bytes_read}))
         return
-    for i, (ids, scores) in enumerate(zip(hits.ids.tolist(), hits.scores.tolist())):
+    for i, (ids, scores) in enumerate(zip(documents, hits.scores.tolist())):
         console.out.print(f"query {i}: " + "  ".join(f"{d} ({s:.3f})" for d, s in zip(ids, scores)))
     console.out.print(f"{hits.visited:,} documents looked at, {hits.bytes_read:,} bytes read per pass")
 
@@ -142,6 +151,7 @@ def evaluate(
     k: Many = 10,
     metric: MetricName = "cosine",
     model: Encoder = None,
+    page: Annotated[Path | None, typer.Option("-o", "--page", help="Write it as a page as well: one HTML file.")] = None,
     as_json: Json = False,
 ) -> None:
     """What each codec keeps of a float search, on your vectors, and which one to take."""
@@ -154,10 +164,67 @@ def evaluate(
         gains = None if qrels is None else table.gains(qrels, documents, asking)
         x, q = (source[slice(0, len(source))] for source in (documents, asking))
         found = judge(x, q, table.numbers(bits), codecs.split(","), gains, k, metric, progress=progress)  # type: ignore[arg-type]
+    if page is not None:
+        from bitwright.page import searches
+
+        try:
+            page.write_text(searches.render(found, input.name, queries.name))
+        except OSError as error:
+            raise BadRequest(f"Cannot write {page}: {error.strerror}; choose another place.") from None
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:
         table.show(found, console.out)
+
+
+@app.command()
+def check(
+    files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="Files of codes, several to be mixed.")] = None,
+    codes: Annotated[
+        Path | None, typer.Option(help="Codes of another tool: .npy of packed bits or int8, a row per vector.")
+    ] = None,
+    vectors: Annotated[Path | None, typer.Option(help="The vectors that were coded, in the order of the codes.")] = None,
+    queries: Annotated[Path | None, typer.Option(help="Vectors of queries; some of the vectors where none are given.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="Scores made from the codes: .npy, a row per query.")] = None,
+    metric: Annotated[str | None, typer.Option(help="cosine or ip: what the scores are meant to be.")] = None,
+    k: Many = 10,
+    as_json: Json = False,
+) -> None:
+    """Why did recall fall? Known faults of codes, each with its cause and its remedy; exit code 3 where one is found."""
+    from dataclasses import asdict
+
+    from bitwright.embed import checking, table
+    from bitwright.embed.cases import given
+
+    found = checking.of_files(files or [])
+    if vectors is not None or not files:
+        found += checking.check(given(files[0] if files else None, codes, vectors, queries, scores, metric, k))
+    if as_json:
+        print(json.dumps([asdict(verdict) for verdict in found], indent=1))
+    else:
+        table.verdicts(found, console.out)
+    faults = [verdict.test for verdict in found if verdict.state == "fault"]
+    if faults:
+        raise BrokenPromise(
+            f"{len(faults)} of {len(found)} tests found a fault ({', '.join(faults)}); the verdicts say what to do."
+        )
+
+
+@app.command()
+def convert(
+    file: File,
+    to: Annotated[str, typer.Option("--to", metavar="ENGINE", help=f"One of {', '.join(ENGINES)}.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File or folder to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what bitwright wrote there.")] = False,
+) -> None:
+    """The same codes for a search engine, where it can hold them; a sentence where it cannot, and nothing is written."""
+    from bitwright.embed.engines.writing import write
+    from bitwright.embed.index import Index
+
+    with console.progress() as progress:
+        said = write(Index.open(file), to, out, overwrite, progress)
+    console.out.print(f"{out}: {said}")
+    console.out.print(f"Queries: codec = bitwright.Index.open({str(file)!r}).codec; from bitwright.embed.engines import contents")
 
 
 @app.command()

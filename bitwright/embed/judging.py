@@ -41,6 +41,8 @@ class Judged:
     k: int
     documents: int
     queries: int
+    dim: int
+    metric: Metric
     float_ndcg: float | None
     lines: tuple[Line, ...]
     per_query: dict[str, tuple[float, ...]]  # what was measured, codec by codec
@@ -99,7 +101,7 @@ def judge(
             per_query[f"{name}-{width:g}"] = tuple((shared if scored is None else scored).tolist())
             progress("codecs", done := done + 1, len(bits) * len(names))
     mean = None if floats is None else float(floats.nanmean())
-    return Judged(k, len(x), len(q), mean, tuple(lines), per_query)
+    return Judged(k, len(x), len(q), x.shape[1], metric, mean, tuple(lines), per_query)
 
 
 def line(

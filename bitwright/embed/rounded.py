@@ -49,11 +49,11 @@ def encode(codec: Codec, x: Float[Tensor, "n inp"], H: Float32[Tensor, "dims dim
 def grid(book: Book) -> Float32[Tensor, "dims levels"]:
     """The points of every coordinate, where a nibble is free to combine them."""
     found: list[Tensor] = []
-    for _, run, points in book.runs:
-        own = [column.unique() for column in points.T]
+    for start, width, points in zip(book.starts.tolist(), book.widths.tolist(), book.points):
+        own = [column.unique() for column in points[:, :width].T]
         sizes = [len(values) for values in own]
-        alike = run.start == len(found) and sizes == sizes[:1] * len(own) and sizes[0] ** len(own) == POINTS
-        if not alike or not torch.equal(torch.cartesian_prod(*own).view(POINTS, -1), points):
+        alike = start == len(found) and sizes == sizes[:1] * len(own) and sizes[0] ** len(own) == POINTS
+        if not alike or not torch.equal(torch.cartesian_prod(*own).view(POINTS, -1), points[:, :width]):
             raise BadRequest("These codes are not made of single coordinates; use a codec `rotated` or `itq` of 1, 2 or 4 bits.")
         found += own
     return torch.stack(found)

@@ -1,7 +1,7 @@
 """Vectors from where people have them: .npy (mapped), .safetensors (its only matrix), .parquet (a column of lists), or text.
 
 Text is .jsonl with `text` and perhaps `title` and `_id` (as BEIR has it), or .txt with one document per line; it takes a local
-sentence-transformers model. Ids are whole numbers, or the row where there are none.
+sentence-transformers model. Ids are whole numbers or text, or the row where there are none.
 """
 
 import json
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bitwright.embed.names import written
 from bitwright.errors import WRONG, BadRequest, in_a_line
 from bitwright.progress import Progress, silent
 
@@ -27,7 +28,7 @@ class Source:
     """`rows` is anything that slices into [n, inp] numbers; it may lie on disk."""
 
     rows: Any
-    ids: Int64[Tensor, "n"] | None = None
+    ids: Int64[Tensor, "n"] | list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -35,15 +36,16 @@ class Source:
     def __getitem__(self, part: slice) -> Float[Tensor, "n inp"]:
         return torch.from_numpy(np.array(self.rows[part], dtype=np.float32))
 
-    def parts(self, size: int) -> Iterator[tuple[Float[Tensor, "n inp"], Int64[Tensor, "n"] | None]]:
+    def parts(self, size: int) -> Iterator[tuple[Float[Tensor, "n inp"], Int64[Tensor, "n"] | list[str] | None]]:
         for at in range(0, len(self), size):
             part = slice(at, at + size)
             yield self[part], None if self.ids is None else self.ids[part]
 
     def sample(self, count: int) -> Float[Tensor, "n inp"]:
-        """Rows from all over, in order."""
+        """Rows from all over, in order. Those that no codec takes are left for who goes through all rows, and can name them."""
         chosen = np.sort(np.random.default_rng(0).permutation(len(self))[:count])
-        return torch.from_numpy(np.ascontiguousarray(self.rows[chosen], dtype=np.float32))
+        rows = np.ascontiguousarray(self.rows[chosen], dtype=np.float32)
+        return torch.from_numpy(rows[np.isfinite(rows).all(1) & rows.any(1)])
 
 
 def read(path: Path, model: str | None = None, progress: Progress = silent) -> Source:
@@ -87,7 +89,7 @@ def parquet(path: Path) -> Source:
     if column is None:
         raise ValueError("no column holds lists")
     rows = np.stack(column.to_numpy())
-    return Source(rows, torch.from_numpy(table["id"].to_numpy().astype(np.int64)) if "id" in table.column_names else None)
+    return Source(rows, named(table["id"].to_pylist()) if "id" in table.column_names else None)
 
 
 def text(path: Path, model: str | None, progress: Progress) -> Source:
@@ -107,7 +109,7 @@ def text(path: Path, model: str | None, progress: Progress) -> Source:
     return Source(np.concatenate(rows), names)
 
 
-def documents(path: Path) -> tuple[list[str], Int64[Tensor, "n"] | None]:
+def documents(path: Path) -> tuple[list[str], Int64[Tensor, "n"] | list[str] | None]:
     lines = [line for line in path.read_text().splitlines() if line.strip()]
     if not lines:
         raise BadRequest(f"{path} holds no text; give a document per line.")
@@ -116,15 +118,15 @@ def documents(path: Path) -> tuple[list[str], Int64[Tensor, "n"] | None]:
     try:
         rows = [json.loads(line) for line in lines]
         texts = [f"{row.get('title', '')} {row['text']}".strip() for row in rows]
+        names = [row.get("_id") for row in rows]
     except (*WRONG,) as error:
         raise BadRequest(f"{path} is no .jsonl of documents ({in_a_line(error)}); each line takes at least a text.") from None
-    return texts, whole([row.get("_id") for row in rows], path)
+    if None in names and set(names) != {None}:
+        raise BadRequest(f"Document {names.index(None) + 1} of {path} has no _id and others do; give one to all or to none.")
+    return texts, None if None in names else named(names)
 
 
-def whole(names: list[Any], path: Path) -> Int64[Tensor, "n"] | None:
-    if all(name is None for name in names):
-        return None
-    try:
-        return torch.tensor([int(name) for name in names])
-    except (TypeError, ValueError):
-        raise BadRequest(f"The ids of {path} are not all whole numbers; number the documents, or leave _id out.") from None
+def named(names: list[Any]) -> Int64[Tensor, "n"] | list[str]:
+    """Whole numbers where all of them are; else text."""
+    texts = [str(name) for name in names]
+    return torch.tensor([int(text) for text in texts]) if all(map(written, texts)) else texts

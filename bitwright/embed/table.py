@@ -1,15 +1,19 @@
-"""What `bitwright index evaluate` prints, and the judgements that it reads."""
+"""What `bitwright index evaluate` and `check` print, and the judgements that are read."""
 
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
+from bitwright.embed.checking import Verdict
 from bitwright.embed.judging import Judged
 from bitwright.embed.sources import Source
 from bitwright.errors import WRONG, BadRequest, in_a_line
 from bitwright.evaluation.retrieval import Gains
+
+COLOURS = {"good": "green", "look": "yellow", "fault": "red", "skipped": "dim"}
 
 
 def numbers(text: str) -> list[float]:
@@ -21,13 +25,13 @@ def numbers(text: str) -> list[float]:
 
 def gains(path: Path, documents: Source, queries: Source) -> Gains:
     """By row of the documents, for every row of the queries. Raises BadRequest for what is no table of judgements."""
-    rows = [{number: i for i, number in enumerate(names(source))} for source in (queries, documents)]
+    rows = [{name: i for i, name in enumerate(names(source))} for source in (queries, documents)]
     found: list[dict[int, float]] = [{} for _ in range(len(queries))]
     try:
         for line in path.read_text().splitlines():
             query, document, score = line.split("\t")[:3]
-            if query.isdigit() and int(query) in rows[0] and int(document) in rows[1]:  # the first line names the columns
-                found[rows[0][int(query)]][rows[1][int(document)]] = float(score)
+            if query in rows[0] and document in rows[1]:  # the first line names the columns
+                found[rows[0][query]][rows[1][document]] = float(score)
     except (*WRONG, OSError) as error:
         raise BadRequest(
             f"{path} is no table of judgements ({in_a_line(error)}); a line is query, document and score, tab separated."
@@ -37,8 +41,9 @@ def gains(path: Path, documents: Source, queries: Source) -> Gains:
     return found
 
 
-def names(source: Source) -> list[int]:
-    return list(range(len(source))) if source.ids is None else source.ids.tolist()
+def names(source: Source) -> list[str]:
+    ids = range(len(source)) if source.ids is None else source.ids
+    return [str(i) for i in (ids.tolist() if isinstance(ids, Tensor) else ids)]
 
 
 def show(found: Judged, console: Console) -> None:
@@ -57,3 +62,13 @@ def show(found: Judged, console: Console) -> None:
     console.print(table)
     for sentence in found.advice():
         console.print(sentence)
+
+
+def verdicts(found: list[Verdict], console: Console) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("test")
+    table.add_column("verdict")
+    table.add_column("what was found, why, and what to do")
+    for verdict in found:
+        table.add_row(verdict.test, f"[{COLOURS[verdict.state]}]{verdict.state}[/]", verdict.said)
+    console.print(table)

@@ -3,7 +3,8 @@
     score(q, x) = start(q) + <asked(q), seen(x)>
 
 Documents and queries may be seen by different maps, and none of them need be linear. `Linear`, the view of all codecs that are
-not trained, subtracts the documents' mean c and applies an orthonormal A:  seen = A (x - c), asked = A q, start = <q, c>.
+not trained, subtracts the documents' mean c and applies an orthonormal A:  seen = A (x - c), asked = A q, start = <q, c>. `Same`
+is the vector itself, for encodings of thousands of numbers that are alike and lie around zero.
 """
 
 from collections.abc import Mapping
@@ -97,3 +98,34 @@ class Linear:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> "Linear":
         return cls(tensors["centre"], tensors["matrix"])
+
+
+@dataclass(frozen=True)
+class Same:
+    dim: int
+
+    @property
+    def dims(self) -> int:
+        return self.dim
+
+    def seen(self, x: Float32[Tensor, "n dim"]) -> Float32[Tensor, "n dim"]:
+        return x
+
+    def asked(self, q: Float32[Tensor, "q dim"]) -> Asked:
+        return Asked(q, q.new_zeros(len(q)))
+
+    def recalled(self, y: Float32[Tensor, "q dim"]) -> Asked:
+        return self.asked(y)
+
+    def vectors(self, y: Float32[Tensor, "n dim"]) -> Float32[Tensor, "n dim"]:
+        return y
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def meta(self) -> dict[str, Json]:
+        return {"kind": "same", "dim": self.dim}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> "Same":
+        return cls(int(meta["dim"]))  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitwright.checkpoint import SHARDED, WEIGHTS, header, weight_files
-from bitwright.errors import BadRequest, writing
+from bitwright.errors import BadRequest, in_a_line, writing
 from bitwright.export.base import Kept, Opened
 from bitwright.export.configuration import configuration, read_json
 from bitwright.progress import Progress
@@ -42,12 +43,21 @@ class Files:
         return cls(root, configuration(root), kept, where)
 
     def tensor(self, name: str) -> Tensor:
-        try:
-            with safe_open(self.where[name], framework="pt") as file:
-                found: Tensor = file.get_tensor(name)
-                return found.clone()
-        except (SafetensorError, OSError) as error:
-            raise BadRequest(f"{name} cannot be read from {self.where[name]} ({error}); download it again.") from None
+        return self.tensors([name])[name]
+
+    def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Each file is opened once: its header takes longer to read than a small tensor."""
+        found: dict[str, Tensor] = {}
+        for path, here in groupby(sorted(names, key=self.place), key=self.place):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    found |= {name: file.get_tensor(name).clone() for name in here}
+            except (SafetensorError, OSError) as error:
+                raise BadRequest(f"Tensors cannot be read from {path} ({in_a_line(error)}); download it again.") from None
+        return found
+
+    def place(self, name: str) -> Path:
+        return self.where[name]
 
     def below(self, site: str) -> dict[str, Kept]:
         """Tensors of a module by their last name."""

@@ -77,9 +77,12 @@ class Native:
                 raise BadRequest(f"{name} should be {told} but is {has}; download the model again.")
 
         def terms(site: str) -> Terms:
-            found = []
-            for i, meta in enumerate(metas[site]):
-                found.append(base.load(meta, {leaf: files.tensor(f"{site}.terms.{i}.{leaf}") for leaf in base.spec(meta)}))
+            leaves = {(i, leaf): f"{site}.terms.{i}.{leaf}" for i, meta in enumerate(metas[site]) for leaf in base.spec(meta)}
+            read = files.tensors(leaves.values())
+            found = [
+                base.load(meta, {leaf: read[name] for (own, leaf), name in leaves.items() if own == i})
+                for i, meta in enumerate(metas[site])
+            ]
             if not torch.isfinite(base.decode(tuple(found))).all():
                 raise BadRequest(f"{site} decodes to NaN or infinity; the file is damaged, download it again.")
             return tuple(found)

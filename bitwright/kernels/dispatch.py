@@ -48,6 +48,10 @@ HAMMING = {
     "numba": ("bitwright.kernels.numba.hamming", "cpu"),
     "reference": ("bitwright.kernels.scan_reference", None),
 }
+NIBBLES = {  # called by embed/book.py
+    "numba": ("bitwright.kernels.numba.nibbles", "cpu"),
+    "reference": ("bitwright.kernels.nibbles_reference", None),
+}
 ENTRIES = {
     "gptq_block": SWEEP,
     "descent": SWEEP,
@@ -56,6 +60,8 @@ ENTRIES = {
     "kmeans": KMEANS,
     "scan": SCAN,
     "hamming": HAMMING,
+    "coded": NIBBLES,
+    "decoded": NIBBLES,
 }
 _forced: ContextVar[str | None] = ContextVar("forced", default=None)
 

@@ -147,7 +147,7 @@ def test_two_planes_lie_between_three_and_four_bits_in_perplexity_and_three_are_
 
 
 @pytest.mark.acceptance
-@pytest.mark.xfail(strict=True, reason="22.47 against 22.44: three bits on searched ranges are a hair better on this model")
+@pytest.mark.xfail(reason="a tie, decided by the order of sums: 22.47 against 22.44 on one machine, 22.44 against 22.47 on another")
 def test_two_planes_beat_three_bits_on_searched_ranges_in_perplexity():
     ids = text_windows("zoo:lm", "stdlib", 32, 512, "evaluation").ids
     planes, bits = (

@@ -14,12 +14,15 @@ import bitwright
 from bitwright import console
 from bitwright.cli import app
 from bitwright.embed import codecs
-from bitwright.embed.books import Allotted, Scalar, lloyd_max
+from bitwright.embed.book import Book
+from bitwright.embed.books import Allotted
 from bitwright.embed.codec import Codec
 from bitwright.embed.index import Index
+from bitwright.embed.levels import Scalar, lloyd_max, uniform
 from bitwright.embed.projections import Itq, Principal, Rotation
 from bitwright.errors import BadRequest
 from bitwright.evaluation.retrieval import difference, ndcg, overlap
+from bitwright.kernels.dispatch import only
 
 DIM = 32
 
@@ -83,6 +86,16 @@ def test_more_bits_are_nearer(name: str):
     assert lost == sorted(lost, reverse=True) and lost[-1] < 0.2 * lost[0]
 
 
+@pytest.mark.parametrize("name", ["rotated", "uniform", "itq"])
+def test_bits_between_two_grids_are_used(name: str):
+    x, lost = clustered(), []
+    for bits in (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0):
+        codec = codecs.fit(x, bits, name, metric="ip")
+        assert bits - 0.13 < codec.bits <= bits
+        lost.append(float((codec.decode(codec.encode(x)) - x).square().sum()))
+    assert lost == sorted(lost, reverse=True)
+
+
 @pytest.mark.parametrize("bits", [0.5, 1.0, 2.0])
 def test_bits_where_they_are_worth_most_lose_least(bits: float):
     x, fresh = (torch.randn(2500, DIM) * torch.logspace(0, -1, DIM)).split([2000, 500])
@@ -99,7 +112,7 @@ def test_the_plan_of_runs_is_the_best_one():
     y = torch.randn(300, 4) * torch.tensor([4.0, 1.0, 0.5, 0.1])
     book = Allotted(widths=(1, 2, 4), rounds=10)(y, 2)
     assert len(book.starts) <= 2 and int(book.starts[0]) == 0
-    spent = [run.stop - run.start for _, run, _ in book.runs]
+    spent = book.widths.tolist()
     assert sum(spent) >= 2 or spent == [1, 1]  # the large coordinate is never left out, nor coded with its small neighbours alone
     assert float((book.decode(book.encode(y)) - y).square().sum()) < 0.2 * float(y.square().sum())
 
@@ -111,6 +124,52 @@ def test_points_of_a_normal_number_are_means_of_what_is_nearest_to_them():
         nearest = (z[:, None] - points).abs().argmin(1)
         means = torch.stack([z[nearest == i].mean() for i in range(levels)])
         torch.testing.assert_close(points, means, atol=0.02, rtol=0.01)
+
+
+@pytest.mark.parametrize("name", codecs.NAMED)
+def test_compiled_loops_code_as_plain_torch_does(name: str):
+    """Close calls may go either way."""
+    x, fresh = clustered(900).split([600, 300])
+    codec = codecs.fit(x, 2.0, name)
+    y = codec.view.seen(fresh)
+    with only("reference"):
+        plain = codec.book.encode(y)
+        near = codec.book.decode(plain)
+    codes = codec.book.encode(y)
+    assert float((codes != plain).float().mean()) < 1e-3 and torch.equal(codec.book.decode(plain), near)
+    torch.testing.assert_close((codec.book.decode(codes) - y).norm(), (near - y).norm(), rtol=1e-4, atol=0)
+    for where, dims in ((codec.book.starts - 1, DIM), (codec.book.starts, DIM // 2)):
+        with pytest.raises(ValueError, match="do not lie within"):
+            Book(where, codec.book.widths, codec.book.points, dims)
+
+
+@pytest.mark.parametrize("spacing", ["lloyd-max", "uniform"])
+def test_grids_of_any_number_of_levels(spacing: str):
+    """As many values as asked, each coordinate at the nearest, and more of them lose less."""
+    y, lost = torch.randn(4000, 4), []
+    for levels in (2, 3, 4, 7, 16) if spacing == "lloyd-max" else (2, 3, 4, 7, 16, 18, 96, 255, 256):
+        book = Scalar(levels, spacing)(y, 99)
+        near = book.decode(book.encode(y))
+        values = near.round(decimals=5).unique()
+        assert len(values) == levels or (levels >= 96 and 0.7 * levels < len(values) <= levels)
+        torch.testing.assert_close((near - y).abs(), (y[..., None] - values).abs().amin(2), atol=1e-4, rtol=0)
+        assert spacing == "lloyd-max" or levels >= 96 or torch.allclose(values.diff(), values.diff()[:1], atol=1e-4)
+        lost.append(float((near - y).square().mean()))
+    assert lost == sorted(lost, reverse=True)
+
+
+@pytest.mark.parametrize("levels", [2, 4, 16, 256])
+def test_equal_steps_are_the_best_equal_steps(levels: int):
+    """No other step loses less, none at all of the best points loses more; two levels are those of Lloyd and Max."""
+    z, points = torch.randn(200_000, generator=torch.Generator().manual_seed(1)), uniform(levels)
+
+    def lost(points: Tensor) -> float:
+        cells = torch.bucketize(z, (points[1:] + points[:-1]) / 2)
+        return float((z - points[cells]).square().mean())
+
+    assert all(lost(points) < lost(points * stretch) for stretch in (0.9, 1.1))
+    assert levels > 16 or lost(lloyd_max(levels)) <= lost(points) * 1.001
+    assert levels != 2 or torch.allclose(points, lloyd_max(2), atol=1e-3)
 
 
 @pytest.mark.parametrize("projection", [Rotation(), Principal(), Itq(rounds=5)])
@@ -192,7 +251,9 @@ def test_bad_input_gets_a_sentence_and_loses_nothing(index: Index, tmp_path: Pat
         (lambda: codecs.fit(x, 1.0), "too few"),
         (lambda: codecs.fit(clustered(), 9.0), "out of reach"),
         (lambda: codecs.fit(clustered(), 1.0, "magic"), "no codec"),
-        (lambda: Codec.fit(clustered(), 8, Rotation(), Scalar(3)), "choose 1, 2, 4 or 8"),
+        (lambda: Codec.fit(clustered(), 8, Rotation(), Scalar(1)), "choose 2 to 256"),
+        (lambda: Codec.fit(clustered(), 8, Rotation(), Scalar(17)), "choose uniform"),
+        (lambda: Codec.fit(clustered(), 8, Rotation(), Scalar(2), dims=30), "multiple of 4"),
         (lambda: Index.open(tmp_path / "none"), "no file"),
     ):
         with pytest.raises(BadRequest, match=words):

@@ -1,6 +1,8 @@
 """The statistics store: moments of the float model, the same whatever recipe filled it, and enough to work without data."""
 
 import errno
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 
 from bitwright import recipes
 from bitwright.calibrate import store
+from bitwright.calibrate.store import Store
 from bitwright.errors import BadRequest
 from bitwright.job import compress
 from bitwright.recipe import Recipe, Rule
@@ -73,6 +76,23 @@ def test_another_model_or_other_data_is_another_store(tiny_llama: Any, tokens: A
         shared, _ = compress(model, gptq(), data, stats=tmp_path / "shared")
         alone, _ = compress(model, gptq(), data, stats=tmp_path / f"{model.name}-{data.seed}")
         assert same(shared, alone)
+
+
+def test_processes_may_fill_one_store_at_once(tmp_path: Path) -> None:
+    """Two write the same names over and over; a third reads: every file is whole whenever it is there, and nothing is left over."""
+    root = tmp_path / "shared"
+    found = Store(root, "m", "d")
+    code = (
+        "import sys, torch; from pathlib import Path; from bitwright.calibrate.store import Store\n"
+        "s = Store(Path(sys.argv[1]), 'm', 'd')\n"
+        "for i in range(300): s.put_site('w', {'x': torch.full((4096,), float(i))})"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(root)]) for _ in range(2)]
+    while any(w.poll() is None for w in writers):
+        values = found.site("w")
+        assert not values or len(values["x"].unique()) == 1
+    assert [w.returncode for w in writers] == [0, 0]
+    assert [p.name for p in (found.folder / "sites").iterdir()] == ["w.safetensors"]
 
 
 def test_an_interrupted_store_is_filled_later(tiny_llama: Any, tokens: Any, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from bitwright.kernels.scanning import FAR, Blocked, Found, Rounded
 from bitwright.kernels.triton.form import assembles
 from bitwright.kernels.triton.scan_few import ABSENT, LOOKUP, POPULATION, bits_kernel, lookup_kernel
 from bitwright.kernels.triton.scan_many import many, of_bits, of_tables
+from bitwright.kernels.triton.scan_top import top
 
 TILE = 4096  # documents
 ROOM = 2**26  # keys held at a time
@@ -100,19 +101,13 @@ def nearest(q: int, n: int, k: int, device: torch.device, launch: Launch) -> tup
             last = min(first + step, q)
             best = torch.empty(last - first, tiles, dtype=torch.int32, device=device)
             launch(first, last, None, best)
-            chosen = top(best, some)[1].sort(1).values.int()  # ascending, so that positions order as rows do
+            chosen = top(best, some)[1].int()
             every = torch.empty(last - first, some * TILE, dtype=torch.int32, device=device)
             launch(first, last, chosen, every)
-            found, at = top(every, k)
+            found, at = top(every, k, chosen)
             keys[first:last, : found.shape[1]] = found
-            rows[first:last, : found.shape[1]] = chosen.long().gather(1, at // TILE) * TILE + at % TILE
+            rows[first:last, : found.shape[1]] = at
     return keys, rows.masked_fill(keys == ABSENT.value, -1)
-
-
-def top(keys: Int32[Tensor, "q n"], k: int) -> tuple[Int32[Tensor, "q k"], Int64[Tensor, "q k"]]:
-    """The k largest and where they are, lower places first among equals (which torch.topk does not promise)."""
-    found, at = keys.sort(dim=1, descending=True, stable=True)
-    return found[:, :k], at[:, :k]
 
 
 def unordered(keys: Int32[Tensor, "q k"]) -> Float[Tensor, "q k"]:
