@@ -13,7 +13,6 @@ three for its baselines) and no queue (off in the released configuration). sgn(0
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import partial
 
 import torch
 from jaxtyping import Float, Float32
@@ -64,9 +63,9 @@ class Recurrent:
     def start(cls, matrix: Float32[Tensor, "dims inp"], planes: int = 2, hidden: int = 512, seed: int = 0) -> "Recurrent":
         """Not yet trained: the planes of the coordinates `matrix` x, the rows of which have length 1."""
         (dims, inp), dice = matrix.shape, torch.Generator().manual_seed(seed)
-        down = partial(Network.start, inp**0.5 * matrix, hidden, 1.0, dice)  # W, R_t
-        up = partial(Network.start, matrix.T / inp**0.5, hidden, dims**0.5, dice)  # B_t
-        return cls((down(), *(make() for _ in range(planes - 1) for make in (up, down))))
+        down, up = inp**0.5 * matrix, matrix.T / inp**0.5
+        maps = [(down, 1.0), *[(up, dims**0.5), (down, 1.0)] * (planes - 1)]  # with the length of their inputs
+        return cls(tuple(Network.start(skip, hidden, length, dice) for skip, length in maps))
 
     @property
     def dim(self) -> int:

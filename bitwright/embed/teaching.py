@@ -17,10 +17,10 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from bitwright.embed.learning import descend
 from bitwright.embed.views import View
 from bitwright.evaluation.retrieval import overlap
-from bitwright.training.loop import Training, checked, rate
-from bitwright.training.optimizers import OPTIMIZERS
+from bitwright.training.loop import Training
 
 
 @runtime_checkable
@@ -111,19 +111,10 @@ def teach(
     """All tensors of a view, by steps of `step` on `batch` rows. What is kept is worth more than the first view, or is that one."""
     live = {name: tensor.clone().requires_grad_() for name, tensor in view.tensors().items()}
     moving = type(view).of(live, view.meta())
-    optimizer = OPTIMIZERS[how.optimizer]([{"params": list(live.values()), "lr": step}])
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: rate(how, at / max(how.steps, 1)))
-    dice = torch.Generator().manual_seed(how.seed)
-    best, before = view, worth(view)
-    after = before
-    for at in range(1, how.steps + 1):
-        rows = torch.randperm(len(lesson), generator=dice)[:batch]
-        optimizer.zero_grad(set_to_none=True)
-        lesson.loss(moving, rows).backward()
-        optimizer.step()
-        rates.step()
-        if checked(how, at):
-            now = type(view).of({name: tensor.detach().clone() for name, tensor in live.items()}, view.meta())
-            if (judged := worth(now)) > after:
-                best, after = now, judged
-    return Taught(best, before, after)
+
+    def still() -> View:
+        return type(view).of({name: tensor.detach() for name, tensor in live.items()}, view.meta())
+
+    groups = [{"params": list(live.values()), "lr": step}]
+    lost, least = descend(groups, lambda rows, _: lesson.loss(moving, rows), lambda: -worth(still()), len(lesson), batch, how)
+    return Taught(still() if least < lost else view, -lost, -least)

@@ -25,6 +25,7 @@ from bitwright.embed.teaching import Kept, Likeness, Pairs, contrast, teach
 from bitwright.embed.views import View
 from bitwright.errors import BadRequest
 from bitwright.evaluation.retrieval import overlap
+from bitwright.kernels.scanning import hamming
 from bitwright.training.loop import Training
 
 DIM = 32
@@ -187,6 +188,18 @@ def test_every_plane_adds_and_two_planes_beat_twice_the_dimensions():
     wide = kept(codec(Recurrent.start(frame(256, 512), 1, 0)), x, q)[0]
     print(f"256 dimensions, 1 to 4 planes: {found}; 512 of one plane: {wide:.3f}")
     assert found == sorted(found) and found[1] > found[0] + 0.1 and found[1] > wide
+
+
+@pytest.mark.acceptance
+def test_codes_of_two_bits_find_no_less_than_twice_as_many_signs_and_hamming_distances():
+    """512 bits against 1,024: then the former need only be scanned as fast, and they are half the bytes."""
+    train, q, x = lsa.wikitext()
+    wide = frame(256, 1024)
+    bits = [torch.from_numpy(np.packbits(((y - train.mean(0)) @ wide.T > 0).numpy(), axis=1)) for y in (x, q)]
+    signs = float(overlap(hamming(*bits, 10).rows, exact(x, q, 10, "cosine")).mean())
+    ours = kept(codecs.fit(train, 2.0, "rotated"), x, q)[0]
+    print(f"512 bits, codes asking {ours:.3f}; 1,024 bits, Hamming distances {signs:.3f}")
+    assert ours >= signs
 
 
 @pytest.mark.acceptance
