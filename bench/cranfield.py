@@ -3,6 +3,7 @@ least as many bytes at 8, 4, 2, 1 and 0.5 bits per dimension, and strictly bette
 
     make a peer environment as bench/peers/README.md says (cranfield.txt), then
     python bench/cranfield.py --data FOLDER --peer PYTHON          FOLDER: corpus.jsonl, queries.jsonl, qrels.tsv
+    --found FILE.npz keeps what the peers found, ten minutes' work, and reads it where it is there
 
 Codecs are fitted on the documents themselves, as FAISS's are. Bytes are those of a stored vector, factors included; the books and
 matrices of both sides are left out. JSON to bench/results/.
@@ -43,10 +44,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--peer", required=True, help="python of the peers' environment")
+    parser.add_argument("--found", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "peers.npz"
-        subprocess.run([args.peer, HERE / "peers" / "cranfield_peers.py", args.data, out], check=True)
+        out = args.found or Path(folder) / "peers.npz"
+        if not out.is_file():
+            subprocess.run([args.peer, HERE / "peers" / "cranfield_peers.py", args.data, out], check=True)
         peers = dict(np.load(out))
     x, q, judged = torch.from_numpy(peers.pop("x")), torch.from_numpy(peers.pop("q")), gains(args.data)
     best = exact(x, q, 10, "cosine")

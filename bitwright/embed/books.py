@@ -43,7 +43,8 @@ class Product:
     def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
         dims = y.shape[1]
         edges = [dims * i // nibbles for i in range(nibbles + 1)]
-        return learned(y, [(a, b - a) for a, b in pairwise(edges)], self.rounds, self.seed)
+        runs = [(a, max(1, b - a)) for a, b in pairwise(edges)]  # more nibbles than coordinates: some have two
+        return learned(y, runs, self.rounds, self.seed)
 
 
 @dataclass(frozen=True)

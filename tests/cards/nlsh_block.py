@@ -138,7 +138,7 @@ def test_a_language_model_is_tuned_like_any_encoder(tmp_path: Path):
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(tmp_path)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    RobertaModel(RobertaConfig(len(words), max_position_embeddings=20, **sizes)).save_pretrained(tmp_path)
+    RobertaModel(RobertaConfig(vocab_size=len(words), max_position_embeddings=20, **sizes)).save_pretrained(tmp_path)
     encoder, pairs = Language(tmp_path, 8).eval(), torch.arange(3)[:, None].repeat(1, 2)
     alone = encoder(right)[0]
     torch.testing.assert_close(encoder(right[:1])[0], alone, atol=1e-5, rtol=0)  # padding changes nothing

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import normalize
 
 import bitwright
 from bitwright import console
@@ -124,6 +125,16 @@ def test_points_of_a_normal_number_are_means_of_what_is_nearest_to_them():
         nearest = (z[:, None] - points).abs().argmin(1)
         means = torch.stack([z[nearest == i].mean() for i in range(levels)])
         torch.testing.assert_close(points, means, atol=0.02, rtol=0.01)
+
+
+@pytest.mark.parametrize("name", codecs.NAMED)
+def test_every_codec_serves_the_whole_dial(name: str):
+    """From half a bit to eight, where there are more nibbles than coordinates, each step loses less."""
+    x = clustered(600)
+    lost = [
+        float((codec.decode(codec.encode(x)) - normalize(x)).norm()) for codec in (codecs.fit(x, b, name) for b in (0.5, 2.0, 8.0))
+    ]
+    assert lost == sorted(lost, reverse=True) and lost[2] < 0.1 * lost[0]
 
 
 @pytest.mark.parametrize("name", codecs.NAMED)

@@ -18,6 +18,7 @@ from bitwright.embed.checking import check
 from bitwright.embed.codec import Codec
 from bitwright.embed.index import Index
 from bitwright.embed.projections import orthonormal
+from bitwright.embed.views import Linear
 from bitwright.errors import BadRequest
 
 N, DIM = 1000, 64
@@ -102,7 +103,7 @@ def test_signs_without_a_rotation_are_found():
     turned = x @ orthonormal(DIM, 3).T
     only(of_codes(packed(turned - turned.mean(0)), x, None, "cosine", 10))
     codec = codecs.fit(x, 1.0, "rotated")
-    plain = Codec(codec.centre, torch.eye(DIM), codec.book, scale="none")
+    plain = Codec(Linear(codec.view.centre, torch.eye(DIM)), codec.book, scale="none")
     only(of_file(Index.build(plain, x), x, None, None, 10), "rotation")
 
 

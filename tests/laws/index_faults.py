@@ -4,6 +4,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -136,7 +138,7 @@ def test_tensors_that_do_not_belong_together_are_refused(file: Path):
 
 
 def forked(work: Callable[[], Any]) -> int:
-    """The number of a process that does it and ends, whatever happens: nothing may come back into the test runner's copy."""
+    """The number of a process that does it and ends, whatever happens."""
     child = os.fork()
     if child:
         return child
@@ -148,9 +150,8 @@ def forked(work: Callable[[], Any]) -> int:
     os._exit(0)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_writer_killed_at_any_moment_leaves_the_old_file_or_the_new_one(codec: Codec, tmp_path: Path):
-    file, x = tmp_path / "a.codes", some(3000)
+def a_writer_killed_at_any_moment_leaves_the_old_file_or_the_new_one(codec: Codec, folder: Path) -> None:
+    file, x = folder / "a.codes", some(3000)
     Index.build(codec, x[:5]).save(file)
     sizes, strays = [5, 1000, 3000], 0
     indexes = [Index.build(codec, x[:size]) for size in sizes]
@@ -163,12 +164,12 @@ def test_a_writer_killed_at_any_moment_leaves_the_old_file_or_the_new_one(codec:
         time.sleep(draw.random() * 0.02)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        strays += len(list(tmp_path.iterdir())) - 1
+        strays += len(list(folder.iterdir())) - 1
         found = Index.open(file)
         assert len(found) in sizes and torch.equal(found.codes.data, indexes[sizes.index(len(found))].codes.data)
     assert strays, "no writer was killed within a write: the moments are badly chosen"
     indexes[1].save(file)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.codes"] and len(Index.open(file)) == 1000
+    assert [path.name for path in folder.iterdir()] == ["a.codes"] and len(Index.open(file)) == 1000
 
 
 def test_a_file_may_be_read_by_whom_its_writer_lets(file: Path):
@@ -204,10 +205,10 @@ def test_a_writer_never_undoes_what_another_has_written(file: Path, tmp_path: Pa
         one.save(file)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_of_many_who_add_at_once_every_one_is_stored_or_told(file: Path, codec: Codec):
+def of_many_who_add_at_once_every_one_is_stored_or_told(codec: Codec, folder: Path) -> None:
     """Each repeats what it is refused, as its sentence says."""
-    one = codec.encode(some(1))  # here: compiled loops do not go on in a forked process
+    file, one = folder / "a.codes", codec.encode(some(1))
+    Index.build(codec, some(100)).save(file)
 
     def work(first: int) -> None:
         done = 0
@@ -223,20 +224,37 @@ def test_of_many_who_add_at_once_every_one_is_stored_or_told(file: Path, codec: 
     assert set(range(1000, 1020)) <= set(Index.open(file).names.tolist()) and len(Index.open(file)) == 120
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_process_that_has_coded_and_searched_may_be_forked(codec: Codec):
+def a_process_that_has_coded_and_searched_may_be_forked(codec: Codec, folder: Path) -> None:
     index, q = Index.build(codec, some(2000)), some(3)
     wanted = index.search(q, 5).ids
-    child = os.fork()
-    if not child:
-        same = False
-        try:
-            index.add(some(600))
-            index.remove(torch.arange(2000, 2600))
-            same = torch.equal(index.search(q, 5).ids, wanted)
-        finally:
-            os._exit(0 if same else 1)
-    assert os.waitpid(child, 0)[1] == 0
+
+    def work() -> None:
+        index.add(some(600))
+        index.remove(torch.arange(2000, 2600))
+        assert torch.equal(index.search(q, 5).ids, wanted)
+
+    assert os.waitpid(forked(work), 0)[1] == 0
+
+
+ALONE = (
+    a_writer_killed_at_any_moment_leaves_the_old_file_or_the_new_one,
+    of_many_who_add_at_once_every_one_is_stored_or_told,
+    a_process_that_has_coded_and_searched_may_be_forked,
+)
+
+
+@pytest.mark.parametrize("law", ALONE, ids=lambda law: law.__name__)
+def test_processes(law: Callable[..., None], codec: Codec, tmp_path: Path):
+    """In a process of its own: one that has run the loops of other tests may not be forked."""
+    (tmp_path / "codec").mkdir()
+    (tmp_path / "here").mkdir()
+    Index.empty(codec).save(tmp_path / "codec" / "empty.codes")
+    code = (
+        "import sys, torch, index_faults as t; from pathlib import Path; torch.manual_seed(0); folder = Path(sys.argv[1])\n"
+        f"t.{law.__name__}(t.Index.open(folder / 'codec' / 'empty.codes').codec, folder / 'here')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # --- ids that are text -------------------------------------------------------------------------------------------------------
