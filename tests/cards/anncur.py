@@ -82,6 +82,7 @@ def test_what_is_asked_wrongly_gets_a_sentence():
             what()
 
 
+@pytest.mark.acceptance
 @token_vectors.needed
 def test_a_tenth_of_the_calls_finds_what_means_of_tokens_do_not(box: Box):
     cur = AnnCur.of(box.anchors, drawn(100))
@@ -89,6 +90,7 @@ def test_a_tenth_of_the_calls_finds_what_means_of_tokens_do_not(box: Box):
     assert own >= 0.8 and own >= pooled + 0.05
 
 
+@pytest.mark.acceptance
 @token_vectors.needed
 @pytest.mark.parametrize("budget", [200, 400])
 def test_the_choice_is_as_good_as_the_best_of_three_and_the_spike_is_gone(box: Box, budget: int):
@@ -100,6 +102,7 @@ def test_the_choice_is_as_good_as_the_best_of_three_and_the_spike_is_gone(box: B
     assert recall(AnnCur.of(R, drawn(100), 1e-3), R, box.asked, budget) >= fixed[1]
 
 
+@pytest.mark.acceptance
 @token_vectors.needed
 def test_items_of_eight_bits_find_the_same(box: Box):
     cur = AnnCur.fit(box.anchors, BUDGET)
@@ -108,6 +111,7 @@ def test_items_of_eight_bits_find_the_same(box: Box):
     assert index.codec.bits == 8 and abs(found(coded.ids, box.asked) - recall(cur, box.anchors, box.asked)) <= 0.01
 
 
+@pytest.mark.acceptance
 @token_vectors.needed
 def test_anchors_of_a_querys_own_are_better_at_the_top(box: Box):
     cur = AnnCur.fit(box.anchors[:100], BUDGET)
