@@ -9,6 +9,7 @@ allotted   principal coordinates, each with the bits that it is worth (our defau
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from bitwright.embed.books import Allotted, Maker, Product, Residual
 from bitwright.embed.codec import Codec
+from bitwright.embed.index import Index
 from bitwright.embed.levels import Filled, Scalar, Spacing
 from bitwright.embed.projections import Itq, Principal, Projection, Rotation
 from bitwright.errors import BadRequest
@@ -61,3 +63,13 @@ def fit(x: Float[Tensor, "n inp"], bits: float = 1.0, name: str = "allotted", **
     if dims < 1 or int(bits * dim / 4) < 1:
         raise BadRequest(f"{bits} bits for each of {dim} dimensions are less than one nibble; give more bits.")
     return Codec.fit(x, int(bits * dim / 4), projection, maker, dims, name=f"{name}-{bits:g}", **options)
+
+
+def save(codec: Codec, path: str | Path) -> None:
+    """A codec alone: a file of codes without documents, from which `bitwright index add` or Index.open go on."""
+    Index.empty(codec).save(path)
+
+
+def load(path: str | Path) -> Codec:
+    """The codec of a file of codes, with documents or without; nothing else of it is read."""
+    return Index.open(path).codec

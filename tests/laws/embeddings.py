@@ -128,6 +128,14 @@ def test_points_of_a_normal_number_are_means_of_what_is_nearest_to_them():
 
 
 @pytest.mark.parametrize("name", codecs.NAMED)
+def test_a_codec_is_saved_alone(name: str, tmp_path: Path):
+    codec, x = codecs.fit(clustered(), 1.0, name), clustered(50)
+    codecs.save(codec, tmp_path / "a.codes")
+    again = codecs.load(tmp_path / "a.codes")
+    assert again.space_id == codec.space_id and torch.equal(again.decode(again.encode(x)), codec.decode(codec.encode(x)))
+
+
+@pytest.mark.parametrize("name", codecs.NAMED)
 def test_every_codec_serves_the_whole_dial(name: str):
     """From half a bit to eight, where there are more nibbles than coordinates, each step loses less."""
     x = clustered(600)
