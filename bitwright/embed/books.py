@@ -3,12 +3,12 @@
 `Scalar`     the same points for every coordinate: those of a grid of 2 to 256 levels times the spread (levels.py)
 `Product`    runs of equal width, sixteen points each by k-means: product quantization (Jegou et al., 2011) with codes of four bits
 `Residual`   every nibble a point of the whole space, coding what those before it left (residual quantization, Chen et al., 2010)
-`Allotted`   runs of the widths that lose least together: wide where coordinates are small, two nibbles on one that is large
+`Allotted`   runs that lose least together: wide where coordinates are small, of several nibbles where they are large
 
     min over runs   sum over runs D(run) + sum of coordinates left out |y_j|^2   with at most t nibbles
 
 is a shortest path from coordinate to coordinate at a price per nibble; the price is found by bisection. That is reverse
-water-filling for nibbles, with the distortion of k-means on the vectors themselves in place of a Gaussian formula. Ours.
+water-filling for nibbles, with the distortion of k-means, judged on held-out vectors, in place of a Gaussian formula. Ours.
 """
 
 import math
@@ -58,23 +58,25 @@ class Residual:
 
 @dataclass(frozen=True)
 class Allotted:
-    """`widths`: how many coordinates a nibble may serve. A coordinate may have two; what none serves is left out."""
+    """`widths`: how many coordinates a run may have; it has up to `depth` nibbles, and what no run serves is left out. What a run
+    loses is judged on vectors that its points were not learned from, else wide and deep ones would seem better than they are."""
 
-    widths: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16)
+    widths: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+    depth: int = 4
     rounds: int = 25
     seed: int = 0
 
     def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
         some = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(self.seed))[:GLANCE]]
-        dims = y.shape[1]
+        dims, seen = y.shape[1], len(some) // 2
         options: list[list[tuple[int, int, float]]] = [[] for _ in range(dims)]  # how far a run reaches, its nibbles, its loss
         for width in (w for w in self.widths if w <= dims):
             rest = some.unfold(1, width, 1).transpose(0, 1).contiguous()
-            for count in (1, 2) if width == 1 else (1,):
-                rest = left(rest, self.seed)
-                for start, loss in enumerate(rest.square().sum((1, 2)).tolist()):
+            for count in range(1, self.depth + 1):
+                rest = left(rest, seen, self.seed)
+                for start, loss in enumerate(rest[:, seen:].square().sum((1, 2)).tolist()):
                     options[start].append((width, count, loss))
-        left_out = [*some.square().sum(0).flip(0).cumsum(0).flip(0).tolist(), 0.0]
+        left_out = [*some[seen:].square().sum(0).flip(0).cumsum(0).flip(0).tolist(), 0.0]
         low, high, best = 1e-12, 1.0 + 2 * left_out[0], cheapest(options, left_out, math.inf)
         for _ in range(50):
             price = math.sqrt(low * high)
@@ -117,20 +119,20 @@ def learned(y: Float32[Tensor, "n dims"], runs: list[tuple[int, int]], rounds: i
     return Book.listed(found, y.shape[1])
 
 
-def left(x: Float32[Tensor, "r n w"], seed: int) -> Float32[Tensor, "r n w"]:
-    """What sixteen points leave of the vectors of each run: k-means of all runs at once, a few rounds of it."""
-    gen = torch.Generator().manual_seed(seed)
-    low, chosen = torch.full(x.shape[:2], torch.inf), list[Tensor]()
+def left(x: Float32[Tensor, "r n w"], seen: int, seed: int) -> Float32[Tensor, "r n w"]:
+    """What sixteen points leave of each run's vectors: k-means of all runs at once, a few rounds, on the first `seen` vectors."""
+    gen, own = torch.Generator().manual_seed(seed), x[:, :seen].contiguous()
+    low, chosen = torch.full(own.shape[:2], torch.inf), list[Tensor]()
     for u in torch.rand(POINTS, generator=gen).tolist():
         mass = (torch.ones_like(low) if not chosen else low).cumsum(1)
-        at = torch.searchsorted(mass, u * mass[:, -1:], right=True).clamp_max(x.shape[1] - 1)
-        chosen.append(x.gather(1, at[:, :, None].expand(-1, -1, x.shape[2])))
-        low = torch.minimum(low, (x - chosen[-1]).square().sum(2))
+        at = torch.searchsorted(mass, u * mass[:, -1:], right=True).clamp_max(seen - 1)
+        chosen.append(own.gather(1, at[:, :, None].expand(-1, -1, x.shape[2])))
+        low = torch.minimum(low, (own - chosen[-1]).square().sum(2))
     points = torch.cat(chosen, 1)
     for _ in range(6):
-        taken = one_of(x, points)
+        taken = one_of(own, points)
         mass = taken.sum(1)[:, :, None]
-        points = torch.where(mass > 0, taken.transpose(1, 2) @ x / mass.clamp_min(1), points)
+        points = torch.where(mass > 0, taken.transpose(1, 2) @ own / mass.clamp_min(1), points)
     return x - one_of(x, points) @ points
 
 
