@@ -25,7 +25,7 @@ from bitwright.errors import BadRequest
 from bitwright.grids.clusters import closest, kmeans
 
 SAMPLE = 65536  # vectors that points are learned from
-GLANCE = 2048  # vectors that a plan of runs is made from
+GLANCE, TOGETHER = 2048, 128  # vectors that a plan of runs is made from; runs that are looked at together
 
 
 @runtime_checkable
@@ -61,7 +61,7 @@ class Allotted:
     """`widths`: how many coordinates a run may have; it has up to `depth` nibbles, and what no run serves is left out. What a run
     loses is judged on vectors that its points were not learned from, else wide and deep ones would seem better than they are."""
 
-    widths: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+    widths: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
     depth: int = 4
     rounds: int = 25
     seed: int = 0
@@ -71,11 +71,13 @@ class Allotted:
         dims, seen = y.shape[1], len(some) // 2
         options: list[list[tuple[int, int, float]]] = [[] for _ in range(dims)]  # how far a run reaches, its nibbles, its loss
         for width in (w for w in self.widths if w <= dims):
-            rest = some.unfold(1, width, 1).transpose(0, 1).contiguous()
-            for count in range(1, self.depth + 1):
-                rest = left(rest, seen, self.seed)
-                for start, loss in enumerate(rest[:, seen:].square().sum((1, 2)).tolist()):
-                    options[start].append((width, count, loss))
+            every = some.unfold(1, width, 1).transpose(0, 1)
+            for first in range(0, len(every), TOGETHER):
+                rest = every[first : first + TOGETHER].contiguous()
+                for count in range(1, self.depth + 1):
+                    rest = left(rest, seen, self.seed)
+                    for start, loss in enumerate(rest[:, seen:].square().sum((1, 2)).tolist(), first):
+                        options[start].append((width, count, loss))
         left_out = [*some[seen:].square().sum(0).flip(0).cumsum(0).flip(0).tolist(), 0.0]
         low, high, best = 1e-12, 1.0 + 2 * left_out[0], cheapest(options, left_out, math.inf)
         for _ in range(50):
@@ -113,7 +115,7 @@ def learned(y: Float32[Tensor, "n dims"], runs: list[tuple[int, int]], rounds: i
     found = []
     for start, width in runs:
         part = rest[:, start : start + width]
-        points = words(part.contiguous(), rounds, seed)
+        points = kmeans(part.contiguous(), torch.ones(len(part)), POINTS, rounds, seed)
         part -= nearest(part, points)
         found.append((start, points))
     return Book.listed(found, y.shape[1])
@@ -140,10 +142,6 @@ def one_of(x: Float32[Tensor, "r n w"], points: Float32[Tensor, "r 16 w"]) -> Fl
     """1 at the nearest point."""
     gap = torch.baddbmm(points.square().sum(2)[:, None], x, points.transpose(1, 2), alpha=-2)
     return torch.zeros_like(gap).scatter_(2, gap.argmin(2, keepdim=True), 1.0)
-
-
-def words(part: Float32[Tensor, "n w"], rounds: int, seed: int) -> Float32[Tensor, "16 w"]:
-    return kmeans(part, torch.ones(len(part)), POINTS, rounds, seed)
 
 
 def nearest(part: Float32[Tensor, "n w"], points: Float32[Tensor, "16 w"]) -> Float32[Tensor, "n w"]:
