@@ -75,7 +75,7 @@ class Allotted:
             for first in range(0, len(every), TOGETHER):
                 rest = every[first : first + TOGETHER].contiguous()
                 for count in range(1, self.depth + 1):
-                    rest = left(rest, seen, self.seed)
+                    rest = left(rest, seen, self.seed + count)
                     for start, loss in enumerate(rest[:, seen:].square().sum((1, 2)).tolist(), first):
                         options[start].append((width, count, loss))
         left_out = [*some[seen:].square().sum(0).flip(0).cumsum(0).flip(0).tolist(), 0.0]
