@@ -235,7 +235,7 @@ def test_new_queries_in_an_old_gallery():
 @pytest.mark.parametrize("bits, bar", [(1.0, 0.68), (2.0, 0.83), (4.0, 0.94)])
 @pytest.mark.parametrize("name", ["rotated", "allotted"])
 def test_the_floor_of_quality(name: str, bits: float, bar: float):
-    """ENGINES, section 9: vectors asking codes that keep products true."""
+    """Vectors asking codes that keep products true."""
     train, q, x = lsa.wikitext()
     found = kept(codecs.fit(train, bits, name, scale="unbiased"), x, q)[1]
     print(f"{name} {bits:g}: {found:.4f}")
