@@ -48,16 +48,13 @@ class Files:
     def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Each file is opened once: its header takes longer to read than a small tensor."""
         found: dict[str, Tensor] = {}
-        for path, here in groupby(sorted(names, key=self.place), key=self.place):
+        for path, here in groupby(sorted(names, key=self.where.__getitem__), key=self.where.__getitem__):
             try:
                 with safe_open(path, framework="pt") as file:
                     found |= {name: file.get_tensor(name).clone() for name in here}
             except (SafetensorError, OSError) as error:
                 raise BadRequest(f"Tensors cannot be read from {path} ({in_a_line(error)}); download it again.") from None
         return found
-
-    def place(self, name: str) -> Path:
-        return self.where[name]
 
     def below(self, site: str) -> dict[str, Kept]:
         """Tensors of a module by their last name."""

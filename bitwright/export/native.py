@@ -77,12 +77,9 @@ class Native:
                 raise BadRequest(f"{name} should be {told} but is {has}; download the model again.")
 
         def terms(site: str) -> Terms:
-            leaves = {(i, leaf): f"{site}.terms.{i}.{leaf}" for i, meta in enumerate(metas[site]) for leaf in base.spec(meta)}
-            read = files.tensors(leaves.values())
-            found = [
-                base.load(meta, {leaf: read[name] for (own, leaf), name in leaves.items() if own == i})
-                for i, meta in enumerate(metas[site])
-            ]
+            names = [{leaf: f"{site}.terms.{i}.{leaf}" for leaf in base.spec(meta)} for i, meta in enumerate(metas[site])]
+            read = files.tensors(name for own in names for name in own.values())
+            found = [base.load(meta, {leaf: read[n] for leaf, n in own.items()}) for meta, own in zip(metas[site], names)]
             if not torch.isfinite(base.decode(tuple(found))).all():
                 raise BadRequest(f"{site} decodes to NaN or infinity; the file is damaged, download it again.")
             return tuple(found)

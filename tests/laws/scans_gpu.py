@@ -18,7 +18,7 @@ import triton
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from bitwright.kernels.triton import scan as ours
-from bitwright.kernels.triton import scan_many
+from bitwright.kernels.triton import scan_many, scan_top
 
 DEVICE = "cpu" if ours.suits(torch.device("cpu")) else "cuda"
 
@@ -37,12 +37,26 @@ def both(search: Callable[..., Found], *args: Any) -> tuple[Found, Found]:
     return found[0], found[1]
 
 
+@pytest.mark.parametrize("k", [1, 10, scan_top.MOST, scan_top.MOST + 1, 400])
+@pytest.mark.parametrize("tiles", [0, 40])
+def test_the_best_keys_are_those_of_a_stable_sort(k: int, tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By rounds of maxima in one part or in parts of parts, or by a sort; keys are equal often, and rows may be chosen tiles."""
+    monkeypatch.setattr(scan_top, "PART", 256)
+    keys = torch.randint(-50, 50, (3, 320 if tiles else 5000), dtype=torch.int32, device=DEVICE)
+    chosen = torch.stack([torch.randperm(900)[:tiles].sort().values for _ in range(3)]).int().to(DEVICE) if tiles else None
+    found, rows = scan_top.top(keys, k, chosen)
+    wanted = keys.sort(dim=1, descending=True, stable=True)
+    at = wanted.indices[:, :k]
+    assert torch.equal(found, wanted.values[:, :k])
+    assert torch.equal(rows, at if chosen is None else chosen.long().gather(1, at // 8) * 8 + at % 8)
+
+
 def bitmap(n: int, share: float) -> Tensor:
     bits = torch.rand(-(-n // 8) * 8) < share
     return (bits.view(-1, 8).int() << torch.arange(8)).sum(1).to(torch.uint8).to(DEVICE)
 
 
-@pytest.mark.parametrize("n, t, k", [(1, 1, 2), (64, 2, 1), (250, 7, 2), (250, 8, 100)])
+@pytest.mark.parametrize("n, t, k", [(1, 1, 2), (64, 2, 1), (250, 7, 2), (250, 8, 100), (250, 2, 200)])
 @pytest.mark.parametrize("filtered", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_scans_are_the_reference(n: int, t: int, k: int, filtered: bool, weighted: bool) -> None:
