@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -67,7 +68,8 @@ def test_commands_speak_of_documents_as_their_source_does(codec: Codec, tmp_path
 
     x, texts = some(60), [f"MED-{i}" for i in range(60)]
     pq.write_table(pa.table({"id": texts, "v": list(x.numpy())}), tmp_path / "x.parquet")
-    q = array(tmp_path / "q.npy", x[:2])
+    q = tmp_path / "q.npy"
+    np.save(q, x[:2].numpy())
 
     def run(*words: object) -> str:
         capsys.readouterr()
