@@ -82,11 +82,7 @@ class Index:
             start = int(self.names.max()) + 1 if len(self) else 0
             ids = torch.arange(start, start + len(fresh)) if ids is None else ids
             ids = self.joined(ids, len(fresh))
-        whole = self.codes.count // BLOCK  # blocks that stay as they are
-        rest = torch.arange(whole * BLOCK, self.codes.count)
-        tail = torch.cat([self.codes.nibbles(rest)[:, : fresh.nibbles.shape[1]], fresh.nibbles])
-        self.codes = Blocked(torch.cat([self.codes.data[:whole], Blocked.of(tail).data]), self.codes.count + len(fresh))
-        self.ids, self.texts = ids, texts
+        self.codes, self.ids, self.texts = self.codes.and_also(fresh.nibbles), ids, texts
         if self.factor is not None and fresh.factor is not None:
             self.factor = torch.cat([self.factor, fresh.factor])
         if self.cells is not None:

@@ -59,6 +59,6 @@ def loop(words: int) -> Any:
                         for w in range(codes.shape[1]):
                             same -= np.int64(popcount(codes[start + i, w] ^ queries[q, w]))
                         agree[i] = same
-                    keep(agree, here, start, keys[q], rows[q], allowed)
+                    keep(agree, here, start, keys, rows, q, allowed)
 
     return part

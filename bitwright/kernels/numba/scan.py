@@ -1,7 +1,9 @@
 """Scans of nibble codes on the CPU: one pass over memory serves all queries.
 
-Documents go by in chunks that stay in the cache, the queries inside; a tile of blocks takes one load of every table. The
-number of threads changes no result. Where no byte shuffle is known, a plain loop does the same.
+Documents go by in chunks that stay in the cache, the queries inside; a tile of blocks takes one load of every table. A single
+query's chunk is one tile, for memory must not wait long while sums are looked at; nor does a loop make slices of arrays, for
+counting who holds them stops memory too. The number of threads changes no result. Where no byte shuffle is known, a plain loop
+does the same.
 """
 
 from functools import cache
@@ -18,7 +20,7 @@ from bitwright.kernels.numba.vectors import FORMS, forms, single, sums
 from bitwright.kernels.scanning import BLOCK, Blocked, Found, Rounded
 
 TILE, CHUNK = 4, 16  # blocks
-NEAR = 2048  # bytes of a block; the first query reads memory: two small blocks side by side, large ones straight on
+NEAR = 2048  # bytes of a block; the first query reads memory: four small blocks side by side, large ones straight on
 
 
 def scan(
@@ -68,63 +70,54 @@ def loop(form: str, deep: bool) -> Any:
     @njit(nogil=True, cache=True)
     @no_type_check
     def part(first, last, keys, rows, count, data, tables, group, bias, scale, factor, allowed):
-        pairs, tile = data.shape[1], TILE * BLOCK
+        pairs, chunk = data.shape[1], BLOCK * (TILE if len(tables) == 1 else CHUNK)
         size, table = pairs * BLOCK, tables.shape[1] * tables.shape[2] * tables.shape[3]
-        sums_, values, own = np.empty(tile, np.uint16), np.empty(tile, np.float32), np.empty(CHUNK * BLOCK, np.float32)
-        for chunk in range(first, last, CHUNK * BLOCK):
-            end = min(chunk + CHUNK * BLOCK, last)
-            if len(factor):
-                widened(factor[chunk:end], own)
+        total, values = np.empty(chunk, np.uint16), np.empty(chunk, np.float32)
+        for start in range(first, last, chunk):
+            here = min(chunk, last - start)
+            if none(allowed, start, here):
+                continue
+            at, blocks = start // BLOCK, (here + BLOCK - 1) // BLOCK
             for q in range(len(tables)):
-                for start in range(chunk, end, tile):
-                    here = min(tile, end - start)
-                    if none(allowed, start, here):
-                        continue
-                    at, to = start // BLOCK, (start + here + BLOCK - 1) // BLOCK
-                    if vector:
-                        base, query, out = data.ctypes.data, tables.ctypes.data + q * table, sums_.ctypes.data
-                        full = to - at == TILE
-                        if full and q > 0:
-                            sums(form, deep, TILE, False, base + at * size, pairs, query, group, out)
-                        elif full and size <= NEAR:
-                            for b in (0, 2):
-                                sums(form, deep, 2, True, base + (at + b) * size, pairs, query, group, out + 2 * BLOCK * b)
+                if vector:
+                    base, query, out = data.ctypes.data + at * size, tables.ctypes.data + q * table, total.ctypes.data
+                    side = blocks - blocks % TILE if q > 0 or size <= NEAR else 0
+                    for b in range(0, side, TILE):
+                        if q > 0:
+                            sums(form, deep, TILE, False, base + b * size, pairs, query, group, out + 2 * BLOCK * b)
                         else:
-                            for b in range(at, to):
-                                sums(form, deep, 1, False, base + b * size, pairs, query, group, out + 2 * BLOCK * (b - at))
-                    else:
-                        plain(data[at:to], tables[q], sums_)
-                    if len(factor) == 0:
-                        keep(sums_, here, start, keys[q], rows[q], allowed)
-                    else:
-                        weighted(sums_, own[start - chunk : start - chunk + here], bias[q], scale[q], values)
-                        keep(values, here, start, keys[q], rows[q], allowed)
+                            sums(form, deep, TILE, True, base + b * size, pairs, query, group, out + 2 * BLOCK * b)
+                    for b in range(side, blocks):
+                        sums(form, deep, 1, False, base + b * size, pairs, query, group, out + 2 * BLOCK * b)
+                else:
+                    plain(data, at, blocks, tables, q, total)
+                if len(factor) == 0:
+                    keep(total, here, start, keys, rows, q, allowed)
+                elif weighted(total, factor, start, here, bias[q], scale[q], values, keys[q, 0]):
+                    keep(values, here, start, keys, rows, q, allowed)
 
     return part
 
 
 @njit(cache=True)
 @no_type_check
-def widened(factor, out):
-    for i in range(len(factor)):
-        out[i] = single(factor[i])
+def weighted(total, factor, start, count, bias, scale, out, floor):
+    """Whether one of them is above the floor."""
+    found, place = False, np.uint64(start)  # a signed place may be negative, which keeps the loop from becoming vectors
+    for i in range(count):
+        value = single(factor[place + np.uint64(i)]) * (bias + scale * np.float32(total[i]))
+        out[i] = value
+        found |= value > floor
+    return found
 
 
 @njit(cache=True)
 @no_type_check
-def weighted(total, factor, bias, scale, out):
-    for i in range(len(factor)):
-        out[i] = factor[i] * (bias + scale * np.float32(total[i]))
-
-
-@njit(cache=True)
-@no_type_check
-def plain(data, tables, out):
+def plain(data, at, blocks, tables, q, out):
     """The same sums without a byte shuffle."""
-    for b in range(len(data)):
-        total = out[b * BLOCK : (b + 1) * BLOCK]
-        total[:] = 0
+    out[:] = 0
+    for b in range(blocks):
         for p in range(data.shape[1]):
             for i in range(BLOCK):
-                byte = data[b, p, i]
-                total[i] += np.uint16(tables[0, p, byte & 15]) + np.uint16(tables[1, p, byte >> 4])
+                byte = data[at + b, p, i]
+                out[b * BLOCK + i] += np.uint16(tables[q, 0, p, byte & 15]) + np.uint16(tables[q, 1, p, byte >> 4])

@@ -58,40 +58,45 @@ def beaten(values, count, floor):
 
 @njit(cache=True)
 @no_type_check
-def keep(values, count, first, keys, rows, allowed):
-    """Offer values[:count], the keys of rows first, first + 1, ..."""
-    if keys[0] > -np.inf and not beaten(values, count, values.dtype.type(keys[0])):  # compared in their own, narrow type
+def keep(values, count, first, keys, rows, q, allowed):
+    """Offer values[:count], the keys of rows first, first + 1, ..., to query q."""
+    if keys[q, 0] > -np.inf and not beaten(values, count, values.dtype.type(keys[q, 0])):  # compared in their own, narrow type
         return
     for i in range(count):
         key, row = np.float32(values[i]), first + i
-        if key > keys[0] and (len(allowed) == 0 or allowed[row >> 3] >> (row & 7) & 1):
-            replace(keys, rows, key, row)
+        if key > keys[q, 0] and (len(allowed) == 0 or allowed[row >> 3] >> (row & 7) & 1):
+            replace(keys, rows, q, key, row)
 
 
 @njit(cache=True)
 @no_type_check
-def replace(keys, rows, key, row):
+def replace(keys, rows, q, key, row):
     """The worst member leaves, (key, row) sinks from its place."""
-    at, size = 0, len(keys)
+    at, size = 0, keys.shape[1]
     while 2 * at + 1 < size:
         child = 2 * at + 1
-        if child + 1 < size and worse(keys, rows, child + 1, keys[child], rows[child]):
+        if child + 1 < size and worse(keys, rows, q, child + 1, keys[q, child], rows[q, child]):
             child += 1
-        if not worse(keys, rows, child, key, row):
+        if not worse(keys, rows, q, child, key, row):
             break
-        keys[at], rows[at] = keys[child], rows[child]
+        keys[q, at], rows[q, at] = keys[q, child], rows[q, child]
         at = child
-    keys[at], rows[at] = key, row
+    keys[q, at], rows[q, at] = key, row
 
 
 @njit(cache=True)
 @no_type_check
-def worse(keys, rows, i, key, row):
-    return keys[i] < key or (keys[i] == key and rows[i] > row)
+def worse(keys, rows, q, i, key, row):
+    return keys[q, i] < key or (keys[q, i] == key and rows[q, i] > row)
 
 
 @njit(cache=True)
 @no_type_check
 def none(allowed, first, count):
     """Whether no row from `first` on, a multiple of 8, is allowed; an empty bitmap allows all."""
-    return len(allowed) > 0 and not allowed[first >> 3 : (first + count + 7) >> 3].any()
+    if len(allowed) == 0:
+        return False
+    for i in range(first >> 3, (first + count + 7) >> 3):
+        if allowed[i]:
+            return False
+    return True

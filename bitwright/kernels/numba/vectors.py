@@ -133,7 +133,8 @@ class Tile(NamedTuple):
         found = []
         if self.ahead:
             for line in range(0, self.blocks * self.form.lanes, 64):
-                self.fetch(builder, data, builder.mul(builder.add(size, at), I64(self.blocks)), I64(line))
+                ahead = builder.add(builder.mul(builder.add(size, at), I64(self.blocks)), I64(line))
+                fetch(builder, builder.add(data, ahead))
         for b in range(self.blocks):
             codes = self.load(builder, data, at, builder.mul(size, I64(b)))
             first = self.form.look(builder, low, builder.and_(codes, splat(self.bytes, 15)))
@@ -145,15 +146,6 @@ class Tile(NamedTuple):
         for offset in more:
             address = builder.add(address, offset)
         return builder.load(builder.inttoptr(address, self.bytes.as_pointer()), align=1)
-
-    def fetch(self, builder: Any, address: Any, *more: Any) -> None:
-        """Ask for bytes that are read soon; the address need not be there."""
-        pointer, number = I8.as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        for offset in more:
-            address = builder.add(address, offset)
-        builder.call(call, [builder.inttoptr(address, pointer), number(0), number(3), number(1)])
 
     def widen(self, builder: Any, pair: Any, summed: Any) -> None:
         word = builder.bitcast(summed, self.words)
@@ -174,6 +166,14 @@ class Tile(NamedTuple):
 
 def sum_of(builder: Any, parts: list[Any]) -> Any:
     return builder.add(*parts) if len(parts) == 2 else parts[0]
+
+
+def fetch(builder: Any, address: Any) -> None:
+    """Ask for the bytes there, which are read soon; there may be none."""
+    pointer, number = I8.as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+    call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(call, [builder.inttoptr(address, pointer), number(0), number(3), number(1)])
 
 
 @intrinsic
