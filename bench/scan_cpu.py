@@ -27,7 +27,7 @@ import torch
 from peers.scan_peers import WIDE, D, K, batches, vectors, wide
 
 from bitwright.kernels.numba.vectors import forms
-from bitwright.kernels.scanning import Blocked, Found, hamming, scan
+from bitwright.kernels.scanning import Blocked, Found, hamming, joined, scan
 
 HERE = Path(__file__).parent
 ROUNDS, QUERIES, SLOW = 5, 64, 4.0  # what takes more seconds than SLOW is timed once
@@ -67,19 +67,19 @@ def nibbles(x: np.ndarray, bits: int) -> np.ndarray:
 
 def ours(n: int, asked: np.ndarray) -> tuple[dict[str, Callable[[int], Found]], dict[int, Blocked], torch.Tensor]:
     """Calls by name, the codes, and the exact ten best rows of every query."""
-    parts: dict[int, list[np.ndarray]] = {bits: [] for bits in (1, 2, 4)}
+    parts: dict[int, list[torch.Tensor]] = {bits: [] for bits in (1, 2, 4)}
     narrow, factor, queries = np.empty((n, D // 8), np.uint8), np.empty(n, np.float16), torch.from_numpy(asked)
     best = Found(torch.full((QUERIES, 0), 0.0), torch.full((QUERIES, 0), 0))
     for here, x in batches(n):
         narrow[here] = np.packbits(x > 0, axis=1)
         factor[here] = (x**2).sum(1) / np.abs(x).sum(1)
         for bits, held in parts.items():  # batches are whole blocks, the last excepted
-            held.append(Blocked.of(torch.from_numpy(nibbles(x, bits))).data.numpy())
+            held.append(Blocked.of(torch.from_numpy(nibbles(x, bits))).data)
         found = (queries @ torch.from_numpy(x).T).topk(min(K, len(x)))
         values, rows = torch.cat([best.scores, found.values], 1), torch.cat([best.rows, found.indices + here.start], 1)
         order = values.topk(min(K, values.shape[1])).indices
         best = Found(values.gather(1, order), rows.gather(1, order))
-    codes = {bits: Blocked(torch.from_numpy(np.concatenate(held)), n) for bits, held in parts.items()}  # as an index holds them
+    codes = {bits: Blocked(joined(held), n) for bits, held in parts.items()}  # as an index holds them
     signs = np.where(asked > 0, 1, -1).astype(np.float32)
     tables = {
         name: torch.from_numpy(query.reshape(QUERIES, -1, 4 // bits) @ grid(bits).T)
