@@ -65,9 +65,10 @@ def top_kernel(keys, chosen, found, rows, width, parts, tile, K: constexpr, PART
     for i in range(K):
         best = tl.max(pairs, 0)
         if LAST:
-            key, place = (best >> 32).to(tl.int32), 0xFFFFFFFF - (best & 0xFFFFFFFF)
-            tl.store(found + row * K + i, key)
-            tl.store(rows + row * K + i, tl.where((tile > 0) & (key == ABSENT), -1, place))
+            largest = (best >> 32).to(tl.int32)
+            absent = (tile > 0) & (largest == ABSENT)
+            tl.store(found + row * K + i, largest)
+            tl.store(rows + row * K + i, tl.where(absent, -1, 0xFFFFFFFF - (best & 0xFFFFFFFF)))
         else:
             tl.store(found + (row * parts + part).to(tl.int64) * K + i, best)
         pairs = tl.where(pairs == best, NONE, pairs)
