@@ -28,7 +28,7 @@ def rounded(tables: Float32[Tensor, "q t 16"]) -> Rounded | None:
         return None
     q, t, _ = tables.shape
     values = torch.empty(q, t + t % 2, 16, dtype=torch.uint8, device=tables.device)
-    scale, bias = torch.empty(2, q, device=tables.device)
+    scale, bias = (torch.empty(q, device=tables.device) for _ in range(2))
     if q:
         with torch.cuda.device_of(tables):
             round_kernel[(q,)](tables.contiguous(), values, scale, bias, TABLES=t, num_warps=4, enable_fp_fusion=False)

@@ -80,7 +80,7 @@ def hamming(
         )  # fmt: skip
 
     keys, rows = nearest(q, n, k, codes.device, launch)
-    return Found((-keys).masked_fill(rows < 0, FAR), rows)
+    return Found((-keys).masked_fill_(rows < 0, FAR), rows)
 
 
 def suits(device: torch.device) -> bool:
