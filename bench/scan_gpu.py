@@ -5,7 +5,9 @@ second that a plain read of the same memory reaches in the same process; results
 
 Random codes, made on the device. Tables of float queries with sign codes (1 bit a dimension) and of 2 bits a dimension, and
 Hamming distances; one query and 256 (no bar). Medians of single calls: `ms` is the scan of rounded tables, `whole_ms` also rounds
-and checks them. `--plain`: Triton's own operations in place of NVIDIA's instructions. `--variants`: other sizes of tiles and steps.
+and checks them. `clock_us`: tables rounded, and a whole search, on the clock from call to result, where the kernel rounds and where
+the reference does. `--plain`: Triton's own operations in place of NVIDIA's instructions. `--variants`: other sizes of tiles and
+steps.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -21,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitwright.kernels import dispatch, scanning
+from bitwright.kernels import dispatch, scan_reference, scanning
 from bitwright.kernels.scanning import Blocked
 from bitwright.kernels.triton import scan as ours
 from bitwright.kernels.triton import scan_many
@@ -52,6 +55,7 @@ def main() -> None:
         "read_ms": read,
         "cases": {},
         "selection_ms": selection(n),
+        "clock_us": clocks(Blocked(data.view(-1, BYTES, 32), n)),
     }
     print(json.dumps({name: value for name, value in found.items() if name != "cases"}, indent=1), flush=True)
     for name, case in cases(data, n).items():
@@ -151,12 +155,13 @@ def best_rows(keys: Tensor) -> Tensor:
 
 
 def kernels(call: Callable[[], Any]) -> dict[str, float]:
-    """Microseconds of every kernel of one call, the longest first."""
+    """Microseconds of every kernel of one call, the longest first; how many kernels and copies there were."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
         call()
         torch.cuda.synchronize()
-    rows = sorted(((e.device_time_total, e.key) for e in seen.key_averages()), reverse=True)
-    return {f"{key[:40]} ... {key[-30:]}" if len(key) > 80 else key: us for us, key in rows[:12]}
+    rows = sorted(((e.device_time_total, e.key, e.count) for e in seen.key_averages()), reverse=True)
+    longest = {f"{key[:40]} ... {key[-30:]}" if len(key) > 80 else key: us for us, key, _ in rows[:12]}
+    return longest | {"launches": sum(count for us, _, count in rows if us > 0)}
 
 
 def milliseconds(call: Callable[[], Any]) -> float:
@@ -177,6 +182,34 @@ def milliseconds(call: Callable[[], Any]) -> float:
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end))
     return median(times)
+
+
+def clocks(codes: Blocked) -> dict[str, dict[str, Any]]:
+    """Microseconds that one who asks once waits, launches and all, for the kernel's rounding and for the reference's."""
+    found = dict[str, dict[str, Any]]()
+    for how in ("triton", "reference"):
+        dispatch.ENTRIES["rounded"] = {how: dispatch.ROUNDED[how]}
+        for q, t in ((1, 64), (1, 128), (256, 64), (256, 128)):
+            tables = torch.randn(q, t, 16, device="cuda")
+            same = all(torch.equal(a, b) for a, b in zip(scanning.rounded(tables), scan_reference.rounded(tables)))
+            us = microseconds(lambda tables=tables: scanning.rounded(tables))
+            found[f"{how}: {t} tables of {q} rounded"] = {"us": us, "right": same}
+        for name, tables in (("sign", tables_of(1, 256, 1)), ("other", torch.randn(1, 64, 16, device="cuda"))):
+            search = lambda tables=tables: scanning.scan(codes, tables, K)  # noqa: E731
+            found[f"{how}: scan(), 1 query, {name} codes"] = {"us": microseconds(search), **kernels(search)}
+    dispatch.ENTRIES["rounded"] = dispatch.ROUNDED
+    return found
+
+
+def microseconds(call: Callable[[], Any]) -> float:
+    times = []
+    for _ in range(50):
+        torch.cuda.synchronize()
+        start = perf_counter()
+        call()
+        torch.cuda.synchronize()
+        times.append(perf_counter() - start)
+    return median(times) * 1e6
 
 
 def selection(n: int) -> dict[str, float]:

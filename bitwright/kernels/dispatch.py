@@ -38,9 +38,18 @@ KMEANS = {
     "numba": ("bitwright.kernels.numba.kmeans", "cpu"),
     "reference": ("bitwright.kernels.reference", None),
 }
-SCAN = {  # called by kernels/scanning.py, which checks and rounds what they take
+ROUNDED = {  # these four are called by kernels/scanning.py, which checks what they take
+    "triton": ("bitwright.kernels.triton.round", "cuda"),
+    "numba": ("bitwright.kernels.numba.round", "cpu"),
+    "reference": ("bitwright.kernels.scan_reference", None),
+}
+SCAN = {
     "triton": ("bitwright.kernels.triton.scan", "cuda"),
     "numba": ("bitwright.kernels.numba.scan", "cpu"),
+    "reference": ("bitwright.kernels.scan_reference", None),
+}
+SCORE = {
+    "numba": ("bitwright.kernels.numba.score", "cpu"),
     "reference": ("bitwright.kernels.scan_reference", None),
 }
 HAMMING = {
@@ -58,7 +67,9 @@ ENTRIES = {
     "matmul": MATMUL,
     "nearest_sum": NEAREST,
     "kmeans": KMEANS,
+    "rounded": ROUNDED,
     "scan": SCAN,
+    "score": SCORE,
     "hamming": HAMMING,
     "coded": NIBBLES,
     "decoded": NIBBLES,

@@ -102,34 +102,16 @@ def rounded(tables: Float32[Tensor, "q t 16"]) -> Rounded:
     Tables that are whole multiples of a step (codes against codes) keep that step where it fits: their sums are exact. Tables that
     add up over the bits of their nibble (signs, evenly spaced points, four points that mirror each other) are rounded bit by bit,
     so that they still do, for tensor cores multiply bits: an entry is off by up to 2 steps instead of a half, the sums of
-    documents spread about as little.
+    documents spread about as little. An odd table is joined by one of zeros.
+
+    Every device gives the same bits. A query whose tables are not finite, or too far apart to be added, has a scale that is not.
     """
     q, t, _ = tables.shape
-    if t % 2:
-        tables, t = torch.cat([tables, tables.new_zeros(q, 1, 16)], 1), t + 1
     if t > MOST:
         raise ValueError(f"{t} tables leave a table fewer than 8 steps of a 16-bit sum; scan at most {MOST}.")
-    offset = tables.amin(2)
-    rest = tables - offset[:, :, None]
-    span = rest.amax(2)
-    total, pair = span.sum(1), span.view(q, -1, 2).sum(2).amax(1) if t else span.sum(1)
-    step = torch.maximum(pair / 254, total / (65535 - t / 2 - 1))
-    bits = rest[:, :, [1, 2, 4, 8]] - rest[:, :, :1]
-    taken = (torch.arange(16, device=tables.device) >> torch.arange(4, device=tables.device)[:, None] & 1).float()
-    adds = ((bits @ taken - (rest - rest[:, :, :1])).abs() <= step[:, None, None] / 64).flatten(1).all(1)
-    wider = torch.stack([pair / 251, total / (65535 - 2 * t), bits.abs().flatten(1).amax(1) / 127 if t else total]).amax(0)
-    step = torch.where(adds, wider, step)
-    flat = rest.flatten(1)
-    least = flat.masked_fill(flat <= 0, torch.inf).amin(1) if t else total
-    whole = (flat / least[:, None]).round()
-    kept = (whole * least[:, None] == flat).all(1) & (pair <= 255 * least) & (total <= 65535 * least)
-    step = torch.where(kept, least, step)
-    step = torch.where((step > 0) & step.isfinite(), step, 1.0)
-    weights = (bits / step[:, None, None]).round()
-    sums = weights @ taken - weights.clamp_max(0).sum(2, keepdim=True)
-    values = torch.where(adds[:, None, None], sums, (rest / step[:, None, None]).round())
-    shift = torch.where(adds[:, None], tables.mean(2) - step[:, None] * weights.abs().sum(2) / 2, offset)  # keeps the mean
-    return Rounded(values.to(torch.uint8), step, shift.sum(1))
+    if not t:
+        return Rounded(tables.to(torch.uint8), tables.new_ones(q), tables.new_zeros(q))
+    return Rounded(*call("rounded", tables))
 
 
 def scan(
@@ -148,22 +130,19 @@ def scan(
         raise ValueError(f"The codes have {codes.tables} nibbles, the queries {tables.shape[1]} tables; encode both alike.")
     if factor is not None and len(factor) != codes.count:
         raise ValueError(f"There are {len(factor)} factors for {codes.count} documents; give one per document.")
-    if not tables.isfinite().all():
-        raise ValueError("A query's tables hold infinities or nan; look at the query.")
     check(k, codes.count, allowed)
-    return Found(*call("scan", codes, rounded(tables), k, factor, allowed))
+    small = rounded(tables)
+    found = Found(*call("scan", codes, small, k, factor, allowed))
+    if not small.scale.cpu().isfinite().all():  # read last: until then a device waits for nobody
+        raise ValueError("A query's tables hold infinities or nan, or numbers too large to add; look at the query.")
+    return found
 
 
 def score(
     codes: Blocked, tables: Float32[Tensor, "q t 16"], rows: Int64[Tensor, "q c"], factor: Float[Tensor, "n"] | None = None
 ) -> Float32[Tensor, "q c"]:
     """factor[i] * sum over t of tables[q, t, nibble(i, t)] at the given rows, in fp32; -inf for row -1."""
-    found = torch.full(rows.shape, -torch.inf, device=tables.device)
-    for own, here, best in zip(tables, rows, found):
-        at = here[here >= 0]
-        values = own.T.gather(0, codes.nibbles(at)[:, : len(own)].long()).sum(1)
-        best[here >= 0] = values if factor is None else factor[at].float() * values
-    return found
+    return call("score", codes, tables, rows, factor)
 
 
 def hamming(

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bitwright.kernels import dispatch, scan_reference
 from bitwright.kernels.numba import hamming as fast_hamming
+from bitwright.kernels.numba import nibbles, top
 from bitwright.kernels.numba import scan as fast
-from bitwright.kernels.numba import top
 from bitwright.kernels.numba.vectors import FORMS, I64, Tile, forms
 from bitwright.kernels.scanning import FAR, MOST, Blocked, Found, hamming, rounded, scan, score
 
@@ -136,14 +136,34 @@ def test_codes_against_codes_are_scored_exactly():
     assert torch.equal(found.rows, order.indices) and torch.equal(found.scores, order.values)
 
 
-def test_scores_at_given_rows_are_those_of_the_float_tables():
-    g = torch.Generator().manual_seed(5)
-    nibbles, tables = torch.randint(0, 16, (90, 9), generator=g, dtype=torch.uint8), torch.randn(3, 9, 16, generator=g)
-    rows, factor = torch.randint(-1, 90, (3, 40), generator=g), torch.rand(90, generator=g).half()
-    exact = torch.stack([tables[:, t, nibbles[:, t].long()] for t in range(9)]).double().sum(0)
-    for own, weights in ((None, torch.ones(90)), (factor, factor.float())):
-        wanted = (exact * weights).gather(1, rows.clamp_min(0)).masked_fill(rows < 0, -torch.inf).float()
-        torch.testing.assert_close(score(Blocked.of(nibbles), tables, rows, own), wanted, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("name", ["numba", "reference"])
+def test_scores_at_given_rows_are_those_of_the_float_tables(name: str, monkeypatch):
+    monkeypatch.setattr(nibbles, "ALONE", 1)  # threads even here
+    g, draw = torch.Generator().manual_seed(5), np.random.default_rng(5)
+    for case in range(40):
+        n, t, q, c = (int(draw.integers(1, most)) for most in (200, 30, 5, 60))
+        codes, tables = torch.randint(0, 16, (n, t), generator=g, dtype=torch.uint8), torch.randn(q, t, 16, generator=g)
+        rows = torch.randint(-1, n, (q, c), generator=g)
+        factor = [None, torch.randn(n, generator=g), torch.rand(n, generator=g).half()][case % 3]
+        total = torch.zeros(q, n)
+        for i in range(t):
+            total += tables[:, i, codes[:, i].long()]
+        weighted = total if factor is None else factor.float() * total
+        wanted = weighted.gather(1, rows.clamp_min(0)).masked_fill(rows < 0, -torch.inf)
+        with dispatch.only(name):
+            found = score(Blocked.of(codes), tables, rows, factor)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        assert name == "reference" or torch.equal(found, wanted)  # in the order of the tables, to the last bit
+
+
+@pytest.mark.parametrize("name", ["numba", "reference"])
+def test_where_there_is_nothing_to_score_nothing_is_read(name: str):
+    with dispatch.only(name):
+        for n, q, c in ((5, 2, 0), (5, 0, 3), (5, 2, 3)):
+            found = score(Blocked.of(torch.zeros(n, 4, dtype=torch.uint8)), torch.ones(q, 4, 16), torch.full((q, c), -1))
+            assert found.shape == (q, c) and (found == -torch.inf).all()
+    none = Blocked.of(torch.zeros(0, 4, dtype=torch.uint8))
+    assert score(none, torch.ones(1, 4, 16), torch.full((1, 2), -1), torch.ones(0).half()).tolist() == [[-torch.inf] * 2]
 
 
 @pytest.mark.parametrize("width", [1, 2, 8, 12, 24, 32, 128, 520])

@@ -48,7 +48,7 @@ def test_the_best_keys_are_those_of_a_stable_sort(k: int, tiles: int, monkeypatc
     wanted = keys.sort(dim=1, descending=True, stable=True)
     at = wanted.indices[:, :k]
     assert torch.equal(found, wanted.values[:, :k])
-    assert torch.equal(rows, at if chosen is None else chosen.long().gather(1, at // 8) * 8 + at % 8)
+    assert torch.equal(rows.long(), at if chosen is None else chosen.long().gather(1, at // 8) * 8 + at % 8)
 
 
 def bitmap(n: int, share: float) -> Tensor:

@@ -54,7 +54,7 @@ def scan(
 
     keys, rows = nearest(q, codes.count, k, codes.device, launch)
     scores = tables.bias[:, None] + tables.scale[:, None] * keys if factor is None else unordered(keys)
-    return Found(scores.masked_fill(rows < 0, -torch.inf), rows)
+    return Found(scores.masked_fill_(rows < 0, -torch.inf), rows)
 
 
 def hamming(
@@ -80,7 +80,7 @@ def hamming(
         )  # fmt: skip
 
     keys, rows = nearest(q, n, k, codes.device, launch)
-    return Found((-keys).masked_fill(rows < 0, FAR), rows)
+    return Found((-keys).masked_fill_(rows < 0, FAR), rows)
 
 
 def suits(device: torch.device) -> bool:
@@ -89,25 +89,25 @@ def suits(device: torch.device) -> bool:
 
 def nearest(q: int, n: int, k: int, device: torch.device, launch: Launch) -> tuple[Int32[Tensor, "q k"], Int64[Tensor, "q k"]]:
     """The two passes: best keys first, rows; row -1 where fewer than k documents are allowed."""
+    if not q or not n:
+        return torch.full((q, k), ABSENT.value, dtype=torch.int32, device=device), torch.full((q, k), -1, device=device)
     tiles = -(-n // TILE)
     some = min(k, tiles)
-    keys = torch.full((q, k), ABSENT.value, dtype=torch.int32, device=device)
-    rows = torch.full((q, k), -1, device=device)
-    if not q or not n:
-        return keys, rows
     step = max(1, ROOM // (tiles + some * TILE))
-    with torch.cuda.device_of(keys):
-        for first in range(0, q, step):
-            last = min(first + step, q)
-            best = torch.empty(last - first, tiles, dtype=torch.int32, device=device)
+    parts = list[tuple[Tensor, Tensor]]()
+    for first in range(0, q, step):
+        last = min(first + step, q)
+        best = torch.empty(last - first, tiles, dtype=torch.int32, device=device)
+        every = torch.empty(last - first, some * TILE, dtype=torch.int32, device=device)
+        with torch.cuda.device_of(best):
             launch(first, last, None, best)
-            chosen = top(best, some)[1].int()
-            every = torch.empty(last - first, some * TILE, dtype=torch.int32, device=device)
+            chosen = top(best, some)[1]
             launch(first, last, chosen, every)
-            found, at = top(every, k, chosen)
-            keys[first:last, : found.shape[1]] = found
-            rows[first:last, : found.shape[1]] = at
-    return keys, rows.masked_fill(keys == ABSENT.value, -1)
+            parts.append(top(every, k, chosen))
+    keys, rows = parts[0] if len(parts) == 1 else (torch.cat(part) for part in zip(*parts))
+    if missing := k - keys.shape[1]:
+        keys, rows = (torch.nn.functional.pad(x, (0, missing), value=v) for x, v in ((keys, ABSENT.value), (rows, -1)))
+    return keys, rows
 
 
 def unordered(keys: Int32[Tensor, "q k"]) -> Float[Tensor, "q k"]:

@@ -32,7 +32,7 @@ def of_tables(values: UInt8[Tensor, "q t 16"]) -> Weights:
     q, t, _ = values.shape
     whole = values.int()
     base = whole[:, :, :1]
-    bits = whole[:, :, [1, 2, 4, 8]] - base
+    bits = torch.stack([whole[:, :, 1 << b] for b in range(4)], 2) - base
     taken = (torch.arange(16, device=values.device) >> torch.arange(4, device=values.device)[:, None] & 1).int()
     sums = base + sum(bits[:, :, b, None] * taken[b] for b in range(4))
     if bool((sums == whole).all() & (bits.abs() <= 127).all()):

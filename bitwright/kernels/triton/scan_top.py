@@ -13,6 +13,8 @@ from jaxtyping import Int32, Int64
 from torch import Tensor
 from triton.language import constexpr
 
+from bitwright.kernels.triton.scan_few import ABSENT
+
 PART = 1024  # keys of a program
 MOST = 128  # from more rounds on a sort is faster
 NONE = constexpr(-(2**63))  # below every key
@@ -20,8 +22,9 @@ NONE = constexpr(-(2**63))  # below every key
 
 def top(
     keys: Int32[Tensor, "q n"], k: int, chosen: Int32[Tensor, "q c"] | None = None
-) -> tuple[Int32[Tensor, "q _"], Int64[Tensor, "q _"]]:
-    """The k largest (or all) and where they are: the place in the row, or the document where the row holds the `chosen` tiles."""
+) -> tuple[Int32[Tensor, "q _"], Int32[Tensor, "q _"] | Int64[Tensor, "q _"]]:
+    """The k largest (or all) and where they are: the place in the row (32 bits); where the row holds the `chosen` tiles, the
+    document (64 bits), -1 for one that is absent."""
     (q, n), k = keys.shape, min(k, keys.shape[1])
     tile = 0 if chosen is None else n // chosen.shape[1]
     if k > MOST:
@@ -29,9 +32,11 @@ def top(
         if chosen is not None:
             places = chosen.long().gather(1, places // tile) * tile + places % tile
         at = ((keys.long() << 32) + (0xFFFFFFFF - places)).sort(1, descending=True).indices[:, :k]
-        return keys.gather(1, at), places.gather(1, at)
+        found, rows = keys.gather(1, at), places.gather(1, at)
+        return found, rows.int() if chosen is None else rows.masked_fill_(found == ABSENT.value, -1)
     left: Tensor = keys
-    found, rows = (torch.empty(q, k, dtype=kind, device=keys.device) for kind in (torch.int32, torch.int64))
+    kinds = torch.int32, torch.int64 if chosen is not None else torch.int32
+    found, rows = (torch.empty(q, k, dtype=kind, device=keys.device) for kind in kinds)
     while True:
         width = left.shape[1]
         parts = -(-width // PART)
@@ -60,8 +65,10 @@ def top_kernel(keys, chosen, found, rows, width, parts, tile, K: constexpr, PART
     for i in range(K):
         best = tl.max(pairs, 0)
         if LAST:
-            tl.store(found + row * K + i, (best >> 32).to(tl.int32))
-            tl.store(rows + row * K + i, 0xFFFFFFFF - (best & 0xFFFFFFFF))
+            largest = (best >> 32).to(tl.int32)
+            absent = (tile > 0) & (largest == ABSENT)
+            tl.store(found + row * K + i, largest)
+            tl.store(rows + row * K + i, tl.where(absent, -1, 0xFFFFFFFF - (best & 0xFFFFFFFF)))
         else:
             tl.store(found + (row * parts + part).to(tl.int64) * K + i, best)
         pairs = tl.where(pairs == best, NONE, pairs)
