@@ -43,7 +43,7 @@ def scan(
     arguments = (
         codes.count,
         data,
-        values.repeat(1, 1, 1, 2).contiguous().numpy(),
+        values.contiguous().numpy(),
         group,
         tables.bias.numpy(),
         tables.scale.numpy(),

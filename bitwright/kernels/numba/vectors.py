@@ -7,7 +7,7 @@ all - (high << 8), odd ones high. Bits: documents are xored with the query and c
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, reduce
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -71,7 +71,7 @@ def sums(
 ) -> Any:
     """16-bit sums [blocks, 32] of neighbouring blocks of codes. The first four are known to the compiler; addresses are integers.
 
-    tables [2, rows, 32]: those of the low nibbles, then those of the high ones. Deep: `group` rows fit 8 bits together. Ahead:
+    tables [2, rows, 16]: those of the low nibbles, then those of the high ones. Deep: `group` rows fit 8 bits together. Ahead:
     ask for the blocks that follow.
     """
     tile = (
@@ -129,7 +129,7 @@ class Tile(NamedTuple):
     def row(self, builder: Any, data: Any, rows: Any, tables: Any, p: Any) -> list[Any]:
         """What row p (and p + 1, if the form takes two) adds to every block: the sum of a low and a high table."""
         at, size = builder.mul(p, I64(LANES)), builder.mul(rows, I64(LANES))
-        low, high = (self.load(builder, tables, at, *more) for more in ((), (size,)))
+        low, high = (self.table(builder, tables, p, *half) for half in ((), (rows,)))
         found = []
         if self.ahead:
             for line in range(0, self.blocks * self.form.lanes, 64):
@@ -141,6 +141,13 @@ class Tile(NamedTuple):
             last = self.form.look(builder, high, builder.lshr(codes, splat(self.bytes, 4)))
             found.append(builder.add(first, last))
         return found
+
+    def table(self, builder: Any, tables: Any, *rows: Any) -> Any:
+        """The 16 bytes of each row that the form takes at once, for each of its halves: memory holds them once."""
+        small = ir.VectorType(I8, self.form.lanes // 2)
+        address = builder.add(tables, builder.mul(reduce(builder.add, rows), I64(16)))
+        held = builder.load(builder.inttoptr(address, small.as_pointer()), align=1)
+        return builder.shuffle_vector(held, held, mask([lane // LANES * 16 + lane % 16 for lane in range(self.form.lanes)]))
 
     def load(self, builder: Any, address: Any, *more: Any) -> Any:
         for offset in more:
