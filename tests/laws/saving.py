@@ -1,6 +1,7 @@
 """Who may read what is written: a file of ours has the rights of any other new file."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bitwright.job import compress
 from bitwright.convert import convert
+from bitwright.job import compress
 from bitwright.recipes import gptq
 from bitwright.saving import save_file
 
@@ -35,9 +36,14 @@ def test_a_file_of_tensors_is_like_any_other(mode: int, tmp_path: Path) -> None:
 
 
 def test_all_of_a_model_and_of_its_statistics_can_be_read(mode: int, tiny_llama: Any, tokens: Any, tmp_path: Path) -> None:
-    compress(tiny_llama(), gptq(bits=4, group=32), tokens(), out=tmp_path / "native", stats=tmp_path / "stats")
+    source = shutil.copytree(tiny_llama(), tmp_path / "source", copy_function=shutil.copyfile)  # what is copied on has its rights
+    compress(source, gptq(bits=4, group=32), tokens(), out=tmp_path / "native", stats=tmp_path / "stats")
     convert(tmp_path / "native", "compressed-tensors", tmp_path / "converted")
-    for part, kinds in (("native", {".safetensors", ".json"}), ("converted", {".safetensors", ".json"}), ("stats", {".safetensors"})):
+    for part, kinds in (
+        ("native", {".safetensors", ".json"}),
+        ("converted", {".safetensors", ".json"}),
+        ("stats", {".safetensors"}),
+    ):
         written = [path for path in (tmp_path / part).rglob("*") if path.is_file()]
         assert kinds <= {path.suffix for path in written}
         assert {path.stat().st_mode for path in written} == {mode}
