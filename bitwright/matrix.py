@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 import bitwright
@@ -26,6 +25,7 @@ from bitwright.grids.base import Params
 from bitwright.linalg import pull
 from bitwright.plan import Planned
 from bitwright.rounding.nearest import Nearest
+from bitwright.saving import save_file
 from bitwright.terms import base
 from bitwright.terms.base import Terms, decode
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from bitwright.calibrate.stats import Known
 from bitwright.calibrate.stream import Tap
 from bitwright.checkpoint import header
 from bitwright.errors import BadRequest, in_place_of
+from bitwright.saving import save_file
 
 HEAD = Tap(("head",))
 

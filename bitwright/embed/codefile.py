@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from jaxtyping import Float16, Int64
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bitwright.embed.codec import Codec
@@ -34,6 +33,7 @@ from bitwright.embed.names import Names
 from bitwright.embed.partition import Cells
 from bitwright.errors import WRONG, BadRequest, in_a_line
 from bitwright.kernels.scanning import BLOCK, Blocked
+from bitwright.saving import save_file
 from bitwright.terms.base import Json
 
 FORMAT = 1
@@ -67,7 +67,6 @@ def replacing(path: Path, since: Stamp | None) -> Iterator[Path]:
         yield beside / "new"
         with (beside / "new").open("rb") as written:
             os.fsync(written.fileno())
-        (beside / "new").chmod(beside.stat().st_mode & 0o666)  # as other files of this user: safetensors lets only the owner read
         (beside / "new").replace(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -40,10 +40,11 @@ def build(
     sample: Annotated[int, typer.Option(min=16, help="Vectors that the codec is fitted on.")] = 65536,
     cells: Annotated[int, typer.Option(min=0, help="Divide the documents into so many cells; 0: every query looks at all.")] = 0,
     probes: Annotated[int, typer.Option(min=1, help="Cells that a query looks into.")] = 8,
+    measure: Annotated[bool, typer.Option(help="Measure what a search of the codes keeps of a float search.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Fit a codec on a sample of the vectors, encode all of them, write one file."""
-    from bitwright.embed import codecs
+    from bitwright.embed import codecs, curve
     from bitwright.embed.index import Index
     from bitwright.embed.sources import read
 
@@ -53,12 +54,17 @@ def build(
         source = read(input, model, progress)
         some = source.sample(sample)
         index = Index.empty(codecs.fit(some, bits, codec, metric=metric))
-        index.about = {"model": model or "", "fitted_on": hashlib.sha256(some.numpy().tobytes()).hexdigest()[:16]}
+        about: dict[str, Any] = {"model": model or "", "fitted_on": hashlib.sha256(some.numpy().tobytes()).hexdigest()[:16]}
         fill(index, source, progress)
+    if measure:
+        about["measured"] = curve.measured(index.codec, source, sample)
+    index.about = about
     if cells:
         index.divide(cells, probes)
     index.save(out)
     told(index, out)
+    if measure:
+        console.out.print(curve.said(about["measured"]))
 
 
 def fill(index: "Index", source: Any, progress: Any) -> None:

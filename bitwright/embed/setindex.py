@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from jaxtyping import Float32, Int64
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from bitwright.embed.chamfer import Sets, carved, ranked
@@ -24,6 +24,7 @@ from bitwright.embed.levels import Scalar
 from bitwright.embed.muvera import Muvera
 from bitwright.embed.views import Same
 from bitwright.errors import WRONG, BadRequest, in_a_line
+from bitwright.saving import save_file
 
 PART = 4096  # documents encoded at a time; the codec is fitted on the first
 

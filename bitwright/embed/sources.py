@@ -33,7 +33,7 @@ class Source:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, part: slice) -> Float[Tensor, "n inp"]:
+    def __getitem__(self, part: slice | Int64[np.ndarray, "n"]) -> Float[Tensor, "n inp"]:
         return torch.from_numpy(np.array(self.rows[part], dtype=np.float32))
 
     def parts(self, size: int) -> Iterator[tuple[Float[Tensor, "n inp"], Int64[Tensor, "n"] | list[str] | None]]:
@@ -41,11 +41,14 @@ class Source:
             part = slice(at, at + size)
             yield self[part], None if self.ids is None else self.ids[part]
 
-    def sample(self, count: int) -> Float[Tensor, "n inp"]:
+    def order(self) -> Int64[np.ndarray, "n"]:
+        """All rows, as samples take them."""
+        return np.random.default_rng(0).permutation(len(self))
+
+    def sample(self, count: int) -> Float[Tensor, "some inp"]:
         """Rows from all over, in order. Those that no codec takes are left for who goes through all rows, and can name them."""
-        chosen = np.sort(np.random.default_rng(0).permutation(len(self))[:count])
-        rows = np.ascontiguousarray(self.rows[chosen], dtype=np.float32)
-        return torch.from_numpy(rows[np.isfinite(rows).all(1) & rows.any(1)])
+        rows = self[np.sort(self.order()[:count])]
+        return rows[rows.isfinite().all(1) & rows.any(1)]
 
 
 def read(path: Path, model: str | None = None, progress: Progress = silent) -> Source:

@@ -11,7 +11,6 @@ from itertools import groupby
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bitwright.checkpoint import SHARDED, WEIGHTS, header, weight_files
@@ -19,6 +18,7 @@ from bitwright.errors import BadRequest, in_a_line, writing
 from bitwright.export.base import Kept, Opened
 from bitwright.export.configuration import configuration, read_json
 from bitwright.progress import Progress
+from bitwright.saving import save_file
 from bitwright.terms.base import Json
 
 SHARD = 4 * 10**9  # bytes from which on a new file begins

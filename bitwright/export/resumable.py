@@ -12,11 +12,12 @@ from math import prod
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from bitwright.checkpoint import header
 from bitwright.errors import BadRequest, BrokenPromise, writing
+from bitwright.saving import save_file
 from bitwright.terms.base import Json
 
 WORK = ".bitwright-resume"

@@ -31,12 +31,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from bitwright.calibrate.images import read
+from bitwright.saving import save_file
 from bitwright.zoo.resnet import ResNetForImageClassification
 from bitwright.zoo.resnet_config import ResNetConfig
 from bitwright.zoo.vision_card import card

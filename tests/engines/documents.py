@@ -147,3 +147,19 @@ def test_qdrant_vectors_have_our_signs_and_scores(index: Index, tmp_path: Path):
     assert torch.equal(read, everything(index).vectors) and np.array_equal(contents.packed(read), everything(index).bits)
     scores = contents.turned(index.codec, vectors()[1]) @ read.T
     agree(rows(index, index.search(vectors()[1], K, oversample=20.0).ids), scores, atol=1e-5)
+
+
+def test_numbers_are_printed_in_the_fewest_digits_that_come_back():
+    gen = np.random.default_rng(0)
+    some = gen.integers(0, 2**32, 1 << 16, dtype=np.uint32).view(np.float32)  # of all sizes
+    usual = gen.standard_normal(1 << 16).astype(np.float32)
+    few = (gen.integers(-10_000, 10_000, 1 << 15) / 10.0 ** gen.integers(0, 9, 1 << 15)).astype(np.float32)
+    halves = (gen.integers(-(2**12), 2**12, 1 << 15) / 2.0 ** gen.integers(0, 12, 1 << 15)).astype(np.float32)
+    tiny, large = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+    odd = np.array([0, -0.0, 1, -1, 1e-45, tiny, large, 1e-14, 1e-13, 1e-5, 1e-4, 999999.94, 1e6, 16777216, 1e16], np.float32)
+    powers = np.ldexp(np.float32(1), np.arange(-140, 127))
+    x = np.concatenate([some[np.isfinite(some)], usual, few, halves, odd, powers])
+    x = np.concatenate([x, np.nextafter(x, np.float32(0))])
+    for width in (1, 9):
+        rows = x[: len(x) // width * width].reshape(-1, width)
+        assert documents.printed(rows) == [documents.compact([float(text) for text in row]) for row in rows.astype("U")]

@@ -15,7 +15,7 @@ def write(index: Index, out: Path, progress: Progress) -> str:
     bits = contents.binary(index.codec, "elasticsearch")
     field = {"type": "dense_vector", "element_type": "bit", "dims": bits, "index": True, "similarity": "l2_norm"}
     documents.value(out / "index.json", {"mappings": mappings(field)})
-    documents.lines(out / "bulk.ndjson", bulk(index, progress))
+    documents.lines(out / "bulk.ndjson", map(documents.compact, bulk(index, progress)))
     return (
         "The query_vector of a knn search is documents.signed(contents.signs(codec, q))[i]: _score 1 - differing bits / all bits."
     )

@@ -18,7 +18,7 @@ def write(index: Index, out: Path, progress: Progress) -> str:
     bits = contents.binary(index.codec, "mongodb")
     field = {"type": "vector", "path": "bits", "numDimensions": bits, "similarity": "euclidean"}
     documents.value(out / "index.json", {"fields": [field]})
-    documents.lines(out / "documents.jsonl", rows(index, progress))
+    documents.lines(out / "documents.jsonl", map(documents.compact, rows(index, progress)))
     return "The queryVector is Binary(bytes([16, 0]) + contents.signs(codec, q)[i].tobytes(), 9): Hamming distances."
 
 

@@ -19,5 +19,5 @@ def write(index: Index, out: Path, progress: Progress) -> str:
     }
     settings = {"index": {"knn": True}}
     documents.value(out / "index.json", {"settings": settings, "mappings": elasticsearch.mappings(field)})
-    documents.lines(out / "bulk.ndjson", elasticsearch.bulk(index, progress))
+    documents.lines(out / "bulk.ndjson", map(documents.compact, elasticsearch.bulk(index, progress)))
     return "The vector of a knn query is documents.signed(contents.signs(codec, q))[i]: Hamming distances."

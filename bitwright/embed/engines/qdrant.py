@@ -9,7 +9,6 @@ with the floats. Weaviate (`bq` compression) works on the same vectors in the sa
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from bitwright.embed.engines import contents, documents
 from bitwright.embed.index import Index
@@ -27,8 +26,8 @@ def write(index: Index, out: Path, progress: Progress) -> str:
     )
 
 
-def bodies(index: Index, progress: Progress) -> Iterator[Any]:
+def bodies(index: Index, progress: Progress) -> Iterator[str]:
     for part in contents.parts(index, progress):
         for ids, rows in zip(part.ids.split(UPSERT), part.vectors.split(UPSERT)):
-            points = zip(ids.tolist(), documents.shortest(rows.numpy()))
-            yield {"points": [{"id": i, "vector": vector} for i, vector in points]}
+            points = zip(ids.tolist(), documents.printed(rows.numpy()))
+            yield '{"points":[' + ",".join(f'{{"id":{i},"vector":{vector}}}' for i, vector in points) + "]}"

@@ -78,7 +78,7 @@ def write(index: Index, out: Path, progress: Progress) -> str:
     schema.write_text(
         SCHEMA.format(known="long" if index.texts is None else "string", bytes=bits // 8, bits=bits, second=second, score=score)
     )
-    documents.lines(out / "feed.jsonl", feed(index, weights, progress))
+    documents.lines(out / "feed.jsonl", map(documents.compact, feed(index, weights, progress)))
     return "query(b) is contents.signs(codec, q)[i] as int8, query(q) contents.turned(codec, q)[i], query(start) its start."
 
 
