@@ -99,7 +99,7 @@ def frame(inp: int, dims: int, seed: int = 0) -> Float32[Tensor, "dims inp"]:
 def planes(dims: int, count: int) -> Book:
     """All sums of +-1, +-1/2, ... in every coordinate: four, two or one coordinates to a nibble of 1, 2 or 4 planes. Raises
     BadRequest where coordinates do not fill nibbles."""
-    if dims % 4 or not dims:
+    if dims % 4:
         raise BadRequest(f"{dims} coordinates of {count} planes do not fill nibbles; take a multiple of 4.")
     runs, at, signs = [], 0, torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 4)
     while at < count:
@@ -126,7 +126,7 @@ def fit(
     x = vectors(x, None, "cosine")
     judging = torch.arange(len(x)) % 10 == 0
     held, rest = x[judging], x[~judging]
-    dims = x.shape[1] if dims is None else dims
+    dims = dims or x.shape[1]
     start = codec(Recurrent.start(frame(x.shape[1], dims), count), f"bebr-{count}x{dims}")
     worth = Kept(thinned(held, 1000), thinned(rest, 16_000))
     return replace(start, view=teach(start.view, Likeness(rest), worth, how, step=5e-4, progress=progress).view)

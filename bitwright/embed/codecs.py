@@ -68,7 +68,10 @@ def recurrent(
         raise BadRequest(f"The codec bebr codes directions only and the metric is {metric}; choose cosine or another codec.")
     if bits > 1 and bits not in PLANES:
         raise BadRequest(f"Planes of bebr cannot give {bits:g} bits; choose 1, 2, 3 or 4, or anything below 1.")
-    return bebr.fit(x, int(max(bits, 1)), int(min(bits, 1) * x.shape[1]) // 4 * 4, how, progress)
+    dims = int(min(bits, 1) * x.shape[1]) // 4 * 4
+    if not dims:
+        raise BadRequest(f"{bits:g} bits for each of {x.shape[1]} dimensions fill no nibble of a plane; give more of both.")
+    return bebr.fit(x, int(max(bits, 1)), dims, how, progress)
 
 
 LINEAR: dict[str, Parts] = {
@@ -82,9 +85,7 @@ LINEAR: dict[str, Parts] = {
 NAMED: dict[str, Fit] = {**{name: linear(parts) for name, parts in LINEAR.items()}, "bebr": recurrent}
 
 
-def fit(
-    x: Float[Tensor, "n inp"], bits: float = 1.0, name: str = "allotted", progress: Progress = silent, **options: Any
-) -> Codec:
+def fit(x: Float[Tensor, "n inp"], bits: float = 1.0, name: str = "allotted", progress: Progress = silent, **options: Any) -> Codec:
     """A codec for vectors like `x` in at most `bits` per dimension (its factor of 16 bits per vector not counted).
 
     `options`: `metric`, cosine or ip; of all but bebr `scale` (codec.py), of bebr `how` it is trained (training/loop.py). Raises

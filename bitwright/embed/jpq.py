@@ -6,9 +6,9 @@ Codes c are those of the codec before training and never change; results are fou
 the negatives are those that a search would show. The loss is `ranked`, or `taught`: the squared error of s_+ - s_- to a teacher's.
 Any `Codec` will do in place of OPQ: its map and its factors stay, its book moves, and keeps the points that codes are chosen by
 (`Book.chosen`): new documents are coded as the old ones were, and an index of the trained codec is like any other.
-Differs from the paper: points and encoder are the best by the reciprocal rank on held-out queries, the start among them; where no
-encoder of texts is given the view learns to turn queries (`steered.py`), so that the codec alone is all that was trained; a query may
-have several answers, none of which counts against another; `sharpness` stretches scores, since cosines are short.
+Differs from the paper: points and encoder are the best by the reciprocal rank on held-out queries, the start among them; without an
+encoder of texts it is the view that learns to turn queries (`steered.py`), and the codec is all that was trained; a query may have
+several answers, none of which counts against another; `sharpness` stretches scores, since cosines are short.
 """
 
 from collections.abc import Callable
@@ -24,6 +24,7 @@ from bitwright.embed.codec import Codec, Codes
 from bitwright.embed.index import Index
 from bitwright.embed.learning import descend, split
 from bitwright.embed.steered import Steered
+from bitwright.evaluation.retrieval import reciprocal_rank
 from bitwright.kernels.scanning import Blocked
 from bitwright.progress import Progress, silent
 from bitwright.training.loop import Training
@@ -119,8 +120,7 @@ class Jpq:
             return loss(scores.masked_fill(again, -torch.inf), positive, rows, documents)
 
         def judge() -> float:
-            hit = (found(encoder(q[judging]))[:, :, None] == answers[judging][:, None]).any(2)
-            return -float((hit / torch.arange(1, results + 1)).amax(1).mean())
+            return -float(reciprocal_rank(found(encoder(q[judging])), answers[judging]).mean())
 
         size = float(points.detach().square().mean().sqrt())
         groups = [

@@ -4,7 +4,7 @@
 
 S starts as the identity and the perceptron as nothing, so that whoever learns f (`jpq.py`: from queries with known answers) begins
 with the view as it was. A query keeps its length, so scores stay on the scale of the vectors. A code that asks is a document that
-asks, and is not steered. The same could be an encoder beside the index; within the view it is saved, named by the space and searched with it.
+asks, and is not steered. As a part of the view f is saved with the codes, and is part of what their space is named by.
 """
 
 from collections.abc import Mapping
