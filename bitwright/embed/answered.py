@@ -28,6 +28,7 @@ from bitwright.training.loop import Training
 FEWEST, MOST = 20, 1000  # queries to learn from; to judge or tell by
 SHARE = 0.2
 DEPTH = 200  # results among which an answer counts
+RATES = (1e-3, 1e-3)  # of the view, and of the points: Jpq.train
 
 
 class Learned(NamedTuple):
@@ -60,9 +61,8 @@ def learn(
     q, known = q[some], known[some]
     rest, told = split(len(q), share(len(q)), how.seed)
     codes = index.codes_of(torch.arange(len(index)))
-    found = Jpq.train(
-        index.codec, codes, q[rest], known[rest], results=DEPTH, held=share(len(rest)), how=how, progress=progress
-    ).codec
+    options = {"results": DEPTH, "rates": RATES, "held": share(len(rest)), "how": how, "progress": progress}
+    found = Jpq.train(index.codec, codes, q[rest], known[rest], **options).codec
 
     def ranks(codec: Codec) -> Tensor:
         hits = Index(codec, index.codes, index.factor).search(q[told], min(DEPTH, len(index)))

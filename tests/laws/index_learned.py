@@ -26,11 +26,11 @@ from bitwright.errors import BadRequest
 from bitwright.evaluation.retrieval import Gains, reciprocal_rank
 from bitwright.training.loop import Training
 
-HOW = Training(steps=150, warm=0.05)
+HOW = Training(steps=120, warm=0.05)
 BRIEF = Training(steps=6, checks=2)
 
 
-def turned(x: Tensor, much: float = 0.25) -> Tensor:
+def turned(x: Tensor, much: float = 0.06) -> Tensor:
     """As queries see documents that are coded as they are: all by the same map, which is nearly a rotation."""
     plane = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(1))
     return normalize(x) @ torch.linalg.matrix_exp(much * (plane - plane.T)) + 0.02 * torch.randn(len(x), DIM)
