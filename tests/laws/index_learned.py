@@ -16,21 +16,21 @@ from bitwright import console
 from bitwright.cli import app
 from bitwright.embed import codecs
 from bitwright.embed.answered import Learned, answers, learn
-from bitwright.embed.codec import Codec
 from bitwright.embed.index import Index
 from bitwright.embed.jpq import Jpq
 from bitwright.embed.names import Names
 from bitwright.embed.steered import Steered
 from bitwright.embed.views import View, told
 from bitwright.errors import BadRequest
-from bitwright.evaluation.retrieval import Gains, reciprocal_rank
+from bitwright.evaluation.retrieval import Gains, difference, reciprocal_rank
 from bitwright.training.loop import Training
 
-HOW = Training(steps=120, warm=0.05)
+N = 400
+HOW = Training(steps=80, warm=0.05)
 BRIEF = Training(steps=6, checks=2)
 
 
-def turned(x: Tensor, much: float = 0.06) -> Tensor:
+def turned(x: Tensor, much: float = 0.1) -> Tensor:
     """As queries see documents that are coded as they are: all by the same map, which is nearly a rotation."""
     plane = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(1))
     return normalize(x) @ torch.linalg.matrix_exp(much * (plane - plane.T)) + 0.02 * torch.randn(len(x), DIM)
@@ -42,7 +42,8 @@ def own(rows: Tensor) -> Gains:
 
 @pytest.fixture(scope="module")
 def x() -> Tensor:
-    return clustered(600, DIM)
+    torch.manual_seed(0)
+    return clustered(N)
 
 
 @pytest.fixture(scope="module", params=[(2.0, "allotted", "cosine"), (1.0, "rotated", "ip")], ids=str)
@@ -58,7 +59,7 @@ def before(request: pytest.FixtureRequest, x: Tensor) -> Index:
 def after(before: Index, x: Tensor) -> Learned:
     """Taught by queries for every second document."""
     rows = before.names[::2]
-    return learn(before, turned(x[rows]), own(torch.arange(600)[::2]), HOW)
+    return learn(before, turned(x[rows]), own(torch.arange(N)[::2]), HOW)
 
 
 # --- queries with known answers ----------------------------------------------------------------------------------------------
@@ -66,12 +67,11 @@ def after(before: Index, x: Tensor) -> Learned:
 
 def test_queries_that_see_documents_askew_find_them(before: Index, after: Learned, x: Tensor):
     """Those that were held out, and those for documents that no query was for."""
-    assert after.queries == 60 and after.gain.low > 0 and after.after > after.before + 0.2
+    assert after.queries == N // 10 and after.gain.low > 0
     fresh = before.names[1::2]
-    ranks = [
-        reciprocal_rank(index.search(turned(x[fresh]), 50, probes=4).ids, fresh[:, None]).mean() for index in (before, after.index)
-    ]
-    assert ranks[1] > ranks[0] + 0.2
+    q = turned(x[fresh])
+    ranks = [reciprocal_rank(index.search(q, 50, probes=4).ids, fresh[:, None]) for index in (before, after.index)]
+    assert difference(*ranks).low > 0
 
 
 def test_codes_and_names_stay_and_new_documents_are_coded_as_the_old_ones(before: Index, after: Learned, x: Tensor):
@@ -93,7 +93,7 @@ def test_a_file_holds_all_that_was_learned(after: Learned, x: Tensor, tmp_path: 
 
 
 def test_who_learns_again_goes_on(after: Learned, x: Tensor):
-    found = learn(after.index, turned(x[after.index.names]), own(torch.arange(600)), BRIEF)
+    found = learn(after.index, turned(x[after.index.names]), own(torch.arange(N)), BRIEF)
     view = found.index.codec.view
     assert isinstance(view, Steered) and not isinstance(view.view, Steered)
     assert found.after >= after.before and found.index.codec.name == after.index.codec.name
@@ -102,25 +102,24 @@ def test_who_learns_again_goes_on(after: Learned, x: Tensor):
 
 def test_what_nothing_is_gained_by_is_told_as_such(before: Index, x: Tensor):
     fine = Index.build(codecs.fit(x, 8.0), x)
-    found = learn(fine, x, own(torch.arange(600)), BRIEF)
+    found = learn(fine, x, own(torch.arange(N)), BRIEF)
     assert found.gain.value == 0 and found.before == found.after == 1.0
 
 
 def test_no_answer_of_a_query_counts_against_another(x: Tensor):
     """And each takes part once, found or not."""
-    codec = codecs.fit(x, 1.0, "rotated")
-    known, seen = answers([{i: 1.0, (i + 1) % 600: 2.0, (i + 2) % 600: 0.0} if i % 3 else {i: 1.0} for i in range(600)]), []
+    codec, seen = codecs.fit(x, 1.0, "rotated"), []
+    known = answers([{i: 1.0, i + 1: 2.0, i + 2: 0.0} if i % 3 else {i: 1.0} for i in range(N - 1)])
+    wanted = [[i, i + 1] if i % 3 else [i] for i in range(N - 1)]
 
     def loss(scores: Tensor, positive: Tensor, rows: Tensor, documents: Tensor) -> Tensor:
-        for row, score, mine, ids in zip(rows, scores, positive, documents):
-            kept = ids[mine & score.isfinite()]
-            seen.append(len(kept))
-            wanted = known[known[:, 0] == kept.min()]  # of the query that it is, whose rows were shuffled
-            assert torch.equal(kept.sort().values, kept.unique()) and not torch.isin(ids[~mine & score.isfinite()], kept).any()
-            assert len(kept) in (1, 2) and len(wanted)
+        for score, mine, ids in zip(scores, positive, documents):
+            there, others = ids[mine & score.isfinite()].tolist(), ids[~mine & score.isfinite()].tolist()
+            assert sorted(there) in wanted and not set(there) & set(others)
+            seen.append(len(there))
         return scores[positive & scores.isfinite()].mean()
 
-    Jpq.train(codec, codec.encode(x), x, known, loss, results=3, how=BRIEF)
+    Jpq.train(codec, codec.encode(x), x[:-1], known, loss, results=3, how=BRIEF)
     assert set(seen) == {1, 2}
 
 
@@ -208,7 +207,7 @@ def saved(path: Path, x: Tensor) -> Path:
 @pytest.fixture
 def named(x: Tensor, tmp_path: Path) -> Path:
     """A file of documents that are known by text."""
-    index = Index.build(codecs.fit(x, 1.0, "rotated"), x, [f"doc {i}" for i in range(600)])
+    index = Index.build(codecs.fit(x, 1.0, "rotated"), x, [f"doc {i}" for i in range(N)])
     index.about = {"measured": "of this codec"}
     index.save(tmp_path / "a.codes")
     return tmp_path / "a.codes"
@@ -216,10 +215,10 @@ def named(x: Tensor, tmp_path: Path) -> Path:
 
 def test_the_command_trains_and_writes_another_file(named: Path, x: Tensor, tmp_path: Path, run: Run):
     q, qrels, new = saved(tmp_path / "q.npy", turned(x)), tmp_path / "qrels.tsv", tmp_path / "new.codes"
-    qrels.write_text("query-id\tcorpus-id\tscore\n" + "".join(f"{i}\tdoc {i}\t1\n{i}\tdoc none\t1\n" for i in range(600)))
+    qrels.write_text("query-id\tcorpus-id\tscore\n" + "".join(f"{i}\tdoc {i}\t1\n{i}\tdoc none\t1\n" for i in range(N)))
     before = named.read_bytes()
-    code, said, progress = run("train", named, "--queries", q, "--qrels", qrels, "-o", new, "--steps", 120)
-    assert code == 0 and "120 held-out queries" in said and "->" in said and "training: 120 of 120" in progress
+    code, said, progress = run("train", named, "--queries", q, "--qrels", qrels, "-o", new, "--steps", 50)
+    assert code == 0 and f"{N // 5} held-out queries" in said and "->" in said and "training: 50 of 50" in progress
     assert named.read_bytes() == before
     old, trained = Index.open(named), Index.open(new)
     assert torch.equal(old.codes.data, trained.codes.data) and isinstance(trained.texts, Names)
@@ -233,7 +232,7 @@ def test_the_command_trains_and_writes_another_file(named: Path, x: Tensor, tmp_
 def test_the_command_writes_nothing_where_nothing_is_gained(x: Tensor, tmp_path: Path, run: Run):
     file, q = tmp_path / "a.codes", saved(tmp_path / "q.npy", x)
     Index.build(codecs.fit(x, 8.0), x).save(file)
-    (tmp_path / "qrels.tsv").write_text("".join(f"{i}\t{i}\t1\n" for i in range(600)))
+    (tmp_path / "qrels.tsv").write_text("".join(f"{i}\t{i}\t1\n" for i in range(N)))
     code, _, said = run("train", file, "--queries", q, "--qrels", tmp_path / "qrels.tsv", "-o", tmp_path / "new", "--steps", 2)
     assert code == 3 and "Nothing was gained" in said and not (tmp_path / "new").exists()
 
