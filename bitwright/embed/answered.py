@@ -8,8 +8,7 @@ is every document with a gain above 0; how large it is does not count.
 """
 
 import hashlib
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -31,7 +30,8 @@ DEPTH = 200  # results among which an answer counts
 RATES = (1e-3, 1e-3)  # of the view, and of the points: Jpq.train
 
 
-class Learned(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Learned:
     """`queries` told `before` and `after`; none of them was learned from or chosen by."""
 
     index: Index
@@ -61,8 +61,10 @@ def learn(
     q, known = q[some], known[some]
     rest, told = split(len(q), share(len(q)), how.seed)
     codes = index.codes_of(torch.arange(len(index)))
-    options = {"results": DEPTH, "rates": RATES, "held": share(len(rest)), "how": how, "progress": progress}
-    found = Jpq.train(index.codec, codes, q[rest], known[rest], **options).codec
+    held = share(len(rest))
+    found = Jpq.train(
+        index.codec, codes, q[rest], known[rest], results=DEPTH, rates=RATES, held=held, how=how, progress=progress
+    ).codec
 
     def ranks(codec: Codec) -> Tensor:
         hits = Index(codec, index.codes, index.factor).search(q[told], min(DEPTH, len(index)))
@@ -70,10 +72,9 @@ def learn(
 
     before, after = ranks(index.codec), ranks(found)
     learned = Learned(index, len(told), float(before.mean()), float(after.mean()), difference(before, after))
-    kept = {name: value for name, value in (index.about or {}).items() if name != "measured"}  # of the codec that it was
-    sample = hashlib.sha256(q[rest].numpy().tobytes()).hexdigest()[:16]
-    about = {**kept, "trained_on": sample, "trained": learned.said()}
-    return learned._replace(index=replace(index, codec=found, about=about, read=None))
+    about = {name: value for name, value in (index.about or {}).items() if name != "measured"}  # of the codec that it was
+    about |= {"trained_on": hashlib.sha256(q[rest].numpy().tobytes()).hexdigest()[:16], "trained": learned.said()}
+    return replace(learned, index=replace(index, codec=found, about=about, read=None))
 
 
 def answers(gains: Gains) -> Int64[Tensor, "q several"]:
