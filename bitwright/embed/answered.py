@@ -27,7 +27,6 @@ from bitwright.training.loop import Training
 FEWEST, MOST = 20, 1000  # queries to learn from; to judge or tell by
 SHARE = 0.2
 DEPTH = 200  # results among which an answer counts
-RATES = (1e-3, 1e-3)  # of the view, and of the points: Jpq.train
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +48,12 @@ def learn(
     index: Index,
     q: Float[Tensor, "q inp"],
     gains: Gains,
+    rates: tuple[float, float] = (2e-4, 5e-4),
     how: Training = Training(steps=500, warm=0.05),
     progress: Progress = silent,
 ) -> Learned:
-    """`gains`: of the rows of the index, for every query. Raises BadRequest for bad vectors, and where too few queries have an
-    answer."""
+    """`gains`: of the rows of the index, for every query; `rates` as in Jpq.train, larger ones for many queries. Raises BadRequest
+    for bad vectors, and where too few queries have an answer."""
     q, known = index.codec.queries(q), answers(gains)
     some = (known >= 0).any(1)
     if (count := int(some.sum())) < FEWEST:
@@ -63,7 +63,7 @@ def learn(
     codes = index.codes_of(torch.arange(len(index)))
     held = share(len(rest))
     found = Jpq.train(
-        index.codec, codes, q[rest], known[rest], results=DEPTH, rates=RATES, held=held, how=how, progress=progress
+        index.codec, codes, q[rest], known[rest], results=DEPTH, rates=rates, held=held, how=how, progress=progress
     ).codec
 
     def ranks(codec: Codec) -> Tensor:
@@ -74,7 +74,7 @@ def learn(
     learned = Learned(index, len(told), float(before.mean()), float(after.mean()), difference(before, after))
     about = {name: value for name, value in (index.about or {}).items() if name != "measured"}  # of the codec that it was
     about |= {"trained_on": hashlib.sha256(q[rest].numpy().tobytes()).hexdigest()[:16], "trained": learned.said()}
-    return replace(learned, index=replace(index, codec=found, about=about, read=None))
+    return replace(learned, index=replace(index, codec=found, about=about))
 
 
 def answers(gains: Gains) -> Int64[Tensor, "q several"]:

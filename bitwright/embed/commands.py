@@ -34,7 +34,9 @@ def build(
     input: Input,
     out: Annotated[Path, typer.Option("-o", "--out", help="File of codes to write.")],
     bits: Bits = 1.0,
-    codec: Annotated[str, typer.Option(help="allotted, rotated, uniform, itq, product, residual or bebr.")] = "allotted",
+    codec: Annotated[
+        str, typer.Option(help="allotted, rotated, uniform, itq, product, residual; bebr is trained, for minutes.")
+    ] = "allotted",
     metric: MetricName = "cosine",
     model: Encoder = None,
     sample: Annotated[int, typer.Option(min=16, help="Vectors that the codec is fitted on.")] = 65536,
@@ -173,7 +175,7 @@ def train(
     with console.progress() as progress:
         asking = read(queries, model or own_model(index), progress)
         gains = table.gains(qrels, index.texts_of(index.names), table.names(asking))
-        found = learn(index, asking[slice(0, len(asking))], gains, Training(steps=steps, warm=0.05), progress)
+        found = learn(index, asking[slice(0, len(asking))], gains, how=Training(steps=steps, warm=0.05), progress=progress)
     if found.gain.value <= 0:
         raise BrokenPromise(f"Nothing was gained ({found.said()}) and nothing written; give more queries, or keep {file}.")
     found.index.save(out)

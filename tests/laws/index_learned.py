@@ -59,7 +59,7 @@ def before(request: pytest.FixtureRequest, x: Tensor) -> Index:
 def after(before: Index, x: Tensor) -> Learned:
     """Taught by queries for every second document."""
     rows = before.names[::2]
-    return learn(before, turned(x[rows]), own(torch.arange(N)[::2]), HOW)
+    return learn(before, turned(x[rows]), own(torch.arange(N)[::2]), (1e-3, 1e-3), HOW)
 
 
 # --- queries with known answers ----------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def test_a_file_holds_all_that_was_learned(after: Learned, x: Tensor, tmp_path: 
 
 
 def test_who_learns_again_goes_on(after: Learned, x: Tensor):
-    found = learn(after.index, turned(x[after.index.names]), own(torch.arange(N)), BRIEF)
+    found = learn(after.index, turned(x[after.index.names]), own(torch.arange(N)), how=BRIEF)
     view = found.index.codec.view
     assert isinstance(view, Steered) and not isinstance(view.view, Steered)
     assert found.after >= after.before and found.index.codec.name == after.index.codec.name
@@ -102,7 +102,7 @@ def test_who_learns_again_goes_on(after: Learned, x: Tensor):
 
 def test_what_nothing_is_gained_by_is_told_as_such(before: Index, x: Tensor):
     fine = Index.build(codecs.fit(x, 8.0), x)
-    found = learn(fine, x, own(torch.arange(N)), BRIEF)
+    found = learn(fine, x, own(torch.arange(N)), how=BRIEF)
     assert found.gain.value == 0 and found.before == found.after == 1.0
 
 
