@@ -41,7 +41,8 @@ class Learned:
 
     def said(self) -> str:
         ranks = f"{self.before:.4f} -> {self.after:.4f}, {self.gain.value:+.4f} [{self.gain.low:+.4f}, {self.gain.high:+.4f}]"
-        return f"mean reciprocal rank of {self.queries} held-out queries {ranks}"
+        chance = ", which may be chance" if self.gain.low <= 0 < self.gain.value else ""
+        return f"mean reciprocal rank of {self.queries} held-out queries {ranks}{chance}"
 
 
 def learn(
