@@ -64,7 +64,8 @@ def taught(teacher: Teacher) -> Loss:
 @dataclass(frozen=True, eq=False)
 class Jpq:
     """Trained: `encoder`, then `codec`, read queries. The codec codes documents as before, by the points that it had. `before`,
-    `after`: mean reciprocal rank of the first answer to the queries that judged; equal where nothing helped."""
+    `after`: mean reciprocal rank of the first answer to the queries that judged; equal, and the codec the given one, where nothing
+    helped."""
 
     codec: Codec
     encoder: nn.Module
@@ -90,6 +91,7 @@ class Jpq:
     ) -> "Jpq":
         """For queries `q` (what `encoder` takes; vectors where there is none) and the rows among `codes` that each should find,
         filled up with -1. `rates`: of encoder or view, and of the points relative to their mean size."""
+        given = codec
         if encoder is None:
             codec, encoder = replace(codec, view=Steered.start(codec.view, seed=how.seed)), nn.Identity()
         encoder, answers = deepcopy(encoder), answers.reshape(len(q), -1)
@@ -110,7 +112,8 @@ class Jpq:
         def found(queries: Tensor) -> Tensor:
             return Index(still(), stored, codes.factor).search(queries.detach(), results).ids
 
-        def step(rows: Int64[Tensor, "b"]) -> Tensor:
+        def step(chosen: Int64[Tensor, "b"], _: int) -> Tensor:
+            rows = learned[chosen]
             queries, own, reads = encoder(q[rows]), answers[rows], live()
             documents = torch.cat([found(queries), own], 1)
             scores = sharpness * read(reads, reads.queries(queries), codes, documents)
@@ -123,17 +126,14 @@ class Jpq:
             return -float(reciprocal_rank(found(encoder(q[judging])), answers[judging]).mean())
 
         size = float(points.detach().square().mean().sqrt())
-        groups = [
-            {"params": [*encoder.parameters(), *turning.values()], "lr": rates[0]},
-            {"params": [points], "lr": rates[1] * size},
-        ]
-        first, least = descend(
-            groups, lambda rows, _: step(learned[rows]), judge, len(learned), batch, how, clip=1.0, progress=progress
-        )
-        best = still()
-        book = replace(best.book, chosen=codec.book.writer.points)
+        moved = [*encoder.parameters(), *turning.values()]
+        groups = [{"params": moved, "lr": rates[0]}, {"params": [points], "lr": rates[1] * size}]
+        first, least = descend(groups, step, judge, len(learned), batch, how, 1.0, progress)
+        if first == least:
+            return cls(given, encoder, -first, -least)
+        book = replace(still().book, chosen=codec.book.writer.points)
         name = f"{codec.name.removesuffix('-jpq')}-jpq"
-        return cls(replace(best, book=book, name=name), encoder, -first, -least)
+        return cls(replace(still(), book=book, name=name), encoder, -first, -least)
 
     @torch.no_grad()
     def queries(self, q: Float[Tensor, "q ..."]) -> Float32[Tensor, "q inp"]:

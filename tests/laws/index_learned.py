@@ -103,7 +103,7 @@ def test_who_learns_again_goes_on(after: Learned, x: Tensor):
 def test_what_nothing_is_gained_by_is_told_as_such(before: Index, x: Tensor):
     fine = Index.build(codecs.fit(x, 8.0), x)
     found = learn(fine, x, own(torch.arange(N)), how=BRIEF)
-    assert found.gain.value == 0 and found.before == found.after == 1.0
+    assert found.gain.value == 0 and found.before == found.after == 1.0 and found.index.codec is fine.codec
 
 
 def test_no_answer_of_a_query_counts_against_another(x: Tensor):
