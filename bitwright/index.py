@@ -185,6 +185,7 @@ VIEWS: dict[str, str] = {  # what codes of vectors see of them
     "linear": "bitwright.embed.views:Linear",
     "same": "bitwright.embed.views:Same",
     "bebr": "bitwright.embed.bebr:Recurrent",
+    "steered": "bitwright.embed.steered:Steered",
 }
 
 WIRINGS: dict[str, str] = {  # config.model_type -> function from a config to a Wiring

@@ -12,7 +12,7 @@ three for its baselines) and no queue (off in the released configuration). sgn(0
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Float32
@@ -21,36 +21,14 @@ from torch.nn.functional import normalize
 
 from bitwright.embed.book import Book
 from bitwright.embed.codec import Codec, vectors
+from bitwright.embed.learning import Network
 from bitwright.embed.projections import orthonormal
 from bitwright.embed.teaching import Kept, Likeness, teach
-from bitwright.embed.views import Asked
+from bitwright.embed.views import Asked, below
 from bitwright.errors import BadRequest
+from bitwright.progress import Progress, silent
 from bitwright.terms.base import Json
 from bitwright.training.loop import Training
-
-
-@dataclass(frozen=True, eq=False)
-class Network:
-    """x S^T + relu(x V^T + a) U^T + b"""
-
-    skip: Float32[Tensor, "out inp"]
-    inner: Float32[Tensor, "hidden inp"]
-    bias: Float32[Tensor, "hidden"]
-    outer: Float32[Tensor, "out hidden"]
-    shift: Float32[Tensor, "out"]
-
-    @classmethod
-    def start(cls, skip: Float32[Tensor, "out inp"], hidden: int, length: float, dice: torch.Generator) -> "Network":
-        """The linear map; `length` of its inputs."""
-        out, inp = skip.shape
-        inner = torch.randn(hidden, inp, generator=dice) / length
-        return cls(skip.clone(), inner, torch.zeros(hidden), torch.zeros(out, hidden), torch.zeros(out))
-
-    def __call__(self, x: Float32[Tensor, "n inp"]) -> Float32[Tensor, "n out"]:
-        return x @ self.skip.T + torch.relu(x @ self.inner.T + self.bias) @ self.outer.T + self.shift
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +82,7 @@ class Recurrent:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> "Recurrent":
         count = 1 + max(int(name.split(".")[0]) for name in tensors)
-        names = [field.name for field in fields(Network)]
-        return cls(tuple(Network(*(tensors[f"{i}.{name}"] for name in names)) for i in range(count)))
+        return cls(tuple(Network(**below(tensors, str(i))) for i in range(count)))
 
 
 def sgn(x: Float32[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
@@ -137,12 +114,24 @@ def codec(view: Recurrent, name: str = "bebr") -> Codec:
     return Codec(view, planes(view.dims, view.planes), "cosine", "unit", name)
 
 
-def fit(x: Float[Tensor, "n inp"], count: int = 2, dims: int | None = None, how: Training = Training()) -> Codec:
+def fit(
+    x: Float[Tensor, "n inp"],
+    count: int = 2,
+    dims: int | None = None,
+    how: Training = Training(),
+    progress: Progress = silent,
+) -> Codec:
     """`count` planes of `dims` coordinates (None: as many as x has) for vectors like x, of which no pairs are known; every tenth
-    judges what was learned. Raises BadRequest for bad vectors."""
+    is for judging what was learned. Raises BadRequest for bad vectors."""
     x = vectors(x, None, "cosine")
     judging = torch.arange(len(x)) % 10 == 0
     held, rest = x[judging], x[~judging]
     dims = dims or x.shape[1]
     start = codec(Recurrent.start(frame(x.shape[1], dims), count), f"bebr-{count}x{dims}")
-    return replace(start, view=teach(start.view, Likeness(rest), Kept(held, rest), how, step=5e-4).view)
+    worth = Kept(thinned(held, 1000), thinned(rest, 16_000))
+    return replace(start, view=teach(start.view, Likeness(rest), worth, how, step=5e-4, progress=progress).view)
+
+
+def thinned(x: Float32[Tensor, "n inp"], most: int) -> Float32[Tensor, "some inp"]:
+    """Every so many, for all against all take time and memory."""
+    return x[:: -(-len(x) // most)]

@@ -19,11 +19,10 @@ import torch
 from jaxtyping import Float, Float16, Float32, UInt8
 from torch import Tensor
 
-from bitwright import index
 from bitwright.embed.book import Book
 from bitwright.embed.books import Maker
 from bitwright.embed.projections import Projection
-from bitwright.embed.views import Asked, Linear, View
+from bitwright.embed.views import Asked, Linear, View, below, told
 from bitwright.errors import BadRequest
 from bitwright.terms.base import Json
 
@@ -127,10 +126,8 @@ class Codec:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> "Codec":
-        view, book = ({k.removeprefix(f"{p}."): v for k, v in tensors.items() if k.startswith(f"{p}.")} for p in ("view", "book"))
-        told: Mapping[str, Json] = meta["view"]  # type: ignore[assignment]
-        seen: View = index.load(index.VIEWS[str(told["kind"])]).of(view, told)
-        return cls(seen, Book.of(book, seen.dims), meta["metric"], meta["scale"], str(meta["name"]))  # type: ignore[arg-type]
+        seen = told(below(tensors, "view"), meta["view"])  # type: ignore[arg-type]
+        return cls(seen, Book.of(below(tensors, "book"), seen.dims), meta["metric"], meta["scale"], str(meta["name"]))  # type: ignore[arg-type]
 
     @cached_property
     def space_id(self) -> str:

@@ -6,8 +6,9 @@ Codes c are those of the codec before training and never change; results are fou
 the negatives are those that a search would show. The loss is `ranked`, or `taught`: the squared error of s_+ - s_- to a teacher's.
 Any `Codec` will do in place of OPQ: its map and its factors stay, its book moves, and keeps the points that codes are chosen by
 (`Book.chosen`): new documents are coded as the old ones were, and an index of the trained codec is like any other.
-Differs from the paper: points and encoder are the best by the reciprocal rank on held-out queries, the start among them; `Steer`, a
-map that is the identity at first, where no encoder of texts is given; `sharpness` stretches scores, since cosines are short.
+Differs from the paper: points and encoder are the best by the reciprocal rank on held-out queries, the start among them; without an
+encoder of texts it is the view that learns to turn queries (`steered.py`), and the codec is all that was trained; a query may have
+several answers, none of which counts against another; `sharpness` stretches scores, since cosines are short.
 """
 
 from collections.abc import Callable
@@ -21,25 +22,16 @@ from torch.nn.functional import softplus
 
 from bitwright.embed.codec import Codec, Codes
 from bitwright.embed.index import Index
-from bitwright.embed.learning import descend, quiet, split
+from bitwright.embed.learning import descend, split
+from bitwright.embed.steered import Steered
+from bitwright.evaluation.retrieval import reciprocal_rank
 from bitwright.kernels.scanning import Blocked
+from bitwright.progress import Progress, silent
 from bitwright.training.loop import Training
 
 # of scores, which of them are positives', the rows of the queries, the rows of the documents (the found ones in their order)
 Loss = Callable[[Float32[Tensor, "b c"], Bool[Tensor, "b c"], Int64[Tensor, "b"], Int64[Tensor, "b c"]], Float32[Tensor, ""]]
 Teacher = Callable[[Int64[Tensor, "b"], Int64[Tensor, "b c"]], Float32[Tensor, "b c"]]
-
-
-class Steer(nn.Module):
-    """q + MLP(q), the MLP nothing at first."""
-
-    def __init__(self, dim: int, hidden: int = 256, seed: int = 0) -> None:
-        super().__init__()
-        self.change = quiet(dim, hidden, dim, seed)
-
-    def forward(self, q: Float[Tensor, "q dim"]) -> Float32[Tensor, "q dim"]:
-        found: Tensor = q.float() + self.change(q.float())
-        return found
 
 
 def ranked(cut: int = 200) -> Loss:
@@ -61,7 +53,8 @@ def taught(teacher: Teacher) -> Loss:
 
     def loss(scores: Tensor, positive: Tensor, rows: Tensor, documents: Tensor) -> Tensor:
         known = teacher(rows, documents)
-        own, wanted = (torch.where(positive & scores.isfinite(), s, 0.0).sum(1, keepdim=True) - s for s in (scores, known))
+        there = positive & scores.isfinite()
+        own, wanted = (torch.where(there, s, 0.0).sum(1, keepdim=True) / there.sum(1, keepdim=True) - s for s in (scores, known))
         others = ~positive & scores.isfinite()
         return (own[others] - wanted[others]).square().mean()
 
@@ -70,10 +63,14 @@ def taught(teacher: Teacher) -> Loss:
 
 @dataclass(frozen=True, eq=False)
 class Jpq:
-    """Trained: `encoder`, then `codec`, read queries. The codec codes documents as before, by the points that it had."""
+    """Trained: `encoder`, then `codec`, read queries. The codec codes documents as before, by the points that it had. `before`,
+    `after`: mean reciprocal rank of the first answer to the queries that judged; equal, and the codec the given one, where nothing
+    helped."""
 
     codec: Codec
     encoder: nn.Module
+    before: float
+    after: float
 
     @classmethod
     def train(
@@ -81,7 +78,7 @@ class Jpq:
         codec: Codec,
         codes: Codes,
         q: Float[Tensor, "n ..."],
-        positives: Int64[Tensor, "n"],
+        answers: Int64[Tensor, "n *several"],
         loss: Loss | None = None,
         encoder: nn.Module | None = None,
         results: int = 200,
@@ -90,41 +87,53 @@ class Jpq:
         batch: int = 32,
         held: float = 0.1,
         how: Training = Training(steps=500, warm=0.05),
+        progress: Progress = silent,
     ) -> "Jpq":
-        """For queries `q` (what `encoder` takes; vectors where there is none) and the row among `codes` that each should find.
-        `rates`: of the encoder, and of the points relative to their mean size."""
-        jpq = cls(codec, deepcopy(encoder) if encoder is not None else Steer(codec.dim, seed=how.seed))
+        """For queries `q` (what `encoder` takes; vectors where there is none) and the rows among `codes` that each should find,
+        filled up with -1. `rates`: of encoder or view, and of the points relative to their mean size."""
+        given = codec
+        if encoder is None:
+            codec, encoder = replace(codec, view=Steered.start(codec.view, seed=how.seed)), nn.Identity()
+        encoder, answers = deepcopy(encoder), answers.reshape(len(q), -1)
         loss, results = loss or ranked(), min(results, len(codes))
         reach = torch.arange(codec.book.points.shape[2])
         inside = (reach < codec.book.widths[:, None]).float()[:, None]  # beyond a run the points stay zero
-        points, stored = codec.book.points.clone().requires_grad_(), Blocked.of(codes.nibbles)
+        fixed, stored = codec.tensors(), Blocked.of(codes.nibbles)
+        points = codec.book.points.clone().requires_grad_()
+        turning = {name: t.clone().requires_grad_() for name, t in fixed.items() if name.startswith("view.change.")}
         learned, judging = split(len(q), held, how.seed)
 
-        def live(points: Tensor) -> Codec:
-            return replace(codec, book=replace(codec.book, points=points * inside))
+        def live() -> Codec:
+            return Codec.of({**fixed, **turning, "book.points": points * inside}, codec.meta())
+
+        def still() -> Codec:
+            return Codec.of({name: tensor.detach() for name, tensor in live().tensors().items()}, codec.meta())
 
         def found(queries: Tensor) -> Tensor:
-            return Index(live(points.detach()), stored, codes.factor).search(queries.detach(), results).ids
+            return Index(still(), stored, codes.factor).search(queries.detach(), results).ids
 
-        def step(rows: Int64[Tensor, "b"]) -> Tensor:
-            queries, own = jpq.encoder(q[rows]), positives[rows][:, None]
+        def step(chosen: Int64[Tensor, "b"], _: int) -> Tensor:
+            rows = learned[chosen]
+            queries, own, reads = encoder(q[rows]), answers[rows], live()
             documents = torch.cat([found(queries), own], 1)
-            reads = live(points)
             scores = sharpness * read(reads, reads.queries(queries), codes, documents)
-            again = torch.cat(
-                [torch.zeros(len(rows), results, dtype=torch.bool), (documents[:, :-1] == own).any(1, keepdim=True)], 1
-            )
-            return loss(scores.masked_fill(again, -torch.inf), documents == own, rows, documents)
+            positive = (documents[:, :, None] == own[:, None]).any(2)
+            twice = (documents[:, :results, None] == own[:, None]).any(1) | (own < 0)
+            again = torch.cat([torch.zeros(len(rows), results, dtype=torch.bool), twice], 1)
+            return loss(scores.masked_fill(again, -torch.inf), positive, rows, documents)
 
         def judge() -> float:
-            hit = found(jpq.encoder(q[judging])) == positives[judging][:, None]
-            return -float((hit / torch.arange(1, results + 1)).sum(1).mean())
+            return -float(reciprocal_rank(found(encoder(q[judging])), answers[judging]).mean())
 
         size = float(points.detach().square().mean().sqrt())
-        groups = [{"params": [*jpq.encoder.parameters()], "lr": rates[0]}, {"params": [points], "lr": rates[1] * size}]
-        descend(groups, lambda rows, _: step(learned[rows]), judge, len(learned), batch, how, clip=1.0)
-        book = replace(live(points.detach()).book, chosen=codec.book.writer.points)
-        return replace(jpq, codec=replace(codec, book=book, name=f"{codec.name}-jpq"))
+        moved = [*encoder.parameters(), *turning.values()]
+        groups = [{"params": moved, "lr": rates[0]}, {"params": [points], "lr": rates[1] * size}]
+        first, least = descend(groups, step, judge, len(learned), batch, how, 1.0, progress)
+        if first == least:
+            return cls(given, encoder, -first, -least)
+        book = replace(still().book, chosen=codec.book.writer.points)
+        name = f"{codec.name.removesuffix('-jpq')}-jpq"
+        return cls(replace(still(), book=book, name=name), encoder, -first, -least)
 
     @torch.no_grad()
     def queries(self, q: Float[Tensor, "q ..."]) -> Float32[Tensor, "q inp"]:

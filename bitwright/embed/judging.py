@@ -92,7 +92,7 @@ def judge(
     lines, per_query, done = [], {}, 0
     for width in bits:
         for name in names:
-            codec = codecs.fit(x[:: max(1, len(x) // sample)], width, name, metric=metric)
+            codec = codecs.fit(x[:: max(1, len(x) // sample)], width, name, progress, metric=metric)
             index = Index.build(codec, x)
             ids = index.search(q, k, oversample=4.0).ids
             shared = overlap(ids, best)

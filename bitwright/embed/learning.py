@@ -8,14 +8,40 @@ calibration); the best judged state is the one that stays. So what is learned is
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
+from bitwright.progress import Progress, silent
 from bitwright.training.loop import Training, checked, rate
 from bitwright.training.optimizers import OPTIMIZERS
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """x S^T + relu(x V^T + a) U^T + b"""
+
+    skip: Float32[Tensor, "out inp"]
+    inner: Float32[Tensor, "hidden inp"]
+    bias: Float32[Tensor, "hidden"]
+    outer: Float32[Tensor, "out hidden"]
+    shift: Float32[Tensor, "out"]
+
+    @classmethod
+    def start(cls, skip: Float32[Tensor, "out inp"], hidden: int, length: float, dice: torch.Generator) -> "Network":
+        """The linear map; `length` of its inputs."""
+        out, inp = skip.shape
+        inner = torch.randn(hidden, inp, generator=dice) / length
+        return cls(skip.clone(), inner, torch.zeros(hidden), torch.zeros(out, hidden), torch.zeros(out))
+
+    def __call__(self, x: Float32[Tensor, "n inp"]) -> Float32[Tensor, "n out"]:
+        return x @ self.skip.T + torch.relu(x @ self.inner.T + self.bias) @ self.outer.T + self.shift
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def quiet(inp: int, hidden: int, out: int, seed: int) -> nn.Sequential:
@@ -36,6 +62,7 @@ def descend(
     batch: int,
     how: Training,
     clip: float = math.inf,
+    progress: Progress = silent,
 ) -> tuple[float, float]:
     """Moves the parameters of `groups` ({"params": [...], "lr": ...}) in place, to the best of the states that `judge` has seen.
     `loss` gets the rows of a batch and the number of steps done; every pass over the rows is in a new order. `clip`: the most that
@@ -56,6 +83,7 @@ def descend(
             now = judged(judge)
             if now < least or (how.keep == "last" and step == how.steps):
                 least, best = now, [p.detach().clone() for p in held]
+        progress("training", step, how.steps)
     for p, kept in zip(held, best):
         p.data.copy_(kept)
     return first, least

@@ -1,5 +1,6 @@
 """What `bitwright index evaluate` and `check` print, and the judgements that are read."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
@@ -23,9 +24,9 @@ def numbers(text: str) -> list[float]:
         raise BadRequest(f"{text!r} is no list of numbers; write them like 0.5,1,2.") from None
 
 
-def gains(path: Path, documents: Source, queries: Source) -> Gains:
-    """By row of the documents, for every row of the queries. Raises BadRequest for what is no table of judgements."""
-    rows = [{name: i for i, name in enumerate(names(source))} for source in (queries, documents)]
+def gains(path: Path, documents: Sequence[str], queries: Sequence[str]) -> Gains:
+    """By row of the documents, for every query; both in the order of their ids. Raises BadRequest for what is no such table."""
+    rows = [{name: i for i, name in enumerate(ids)} for ids in (queries, documents)]
     found: list[dict[int, float]] = [{} for _ in range(len(queries))]
     try:
         for line in path.read_text().splitlines():

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from bitwright.embed.learning import descend
 from bitwright.embed.views import View
 from bitwright.evaluation.retrieval import overlap
+from bitwright.progress import Progress, silent
 from bitwright.training.loop import Training
 
 
@@ -106,7 +107,13 @@ class Taught(NamedTuple):
 
 
 def teach(
-    view: View, lesson: Lesson, worth: Callable[[View], float], how: Training, step: float = 1e-3, batch: int = 512
+    view: View,
+    lesson: Lesson,
+    worth: Callable[[View], float],
+    how: Training,
+    step: float = 1e-3,
+    batch: int = 512,
+    progress: Progress = silent,
 ) -> Taught:
     """All tensors of a view, by steps of `step` on `batch` rows. What is kept is worth more than the first view, or is that one."""
     live = {name: tensor.clone().requires_grad_() for name, tensor in view.tensors().items()}
@@ -116,5 +123,6 @@ def teach(
         return type(view).of({name: tensor.detach() for name, tensor in live.items()}, view.meta())
 
     groups = [{"params": list(live.values()), "lr": step}]
-    lost, least = descend(groups, lambda rows, _: lesson.loss(moving, rows), lambda: -worth(still()), len(lesson), batch, how)
+    learn, judge = (lambda rows, _: lesson.loss(moving, rows)), (lambda: -worth(still()))
+    lost, least = descend(groups, learn, judge, len(lesson), batch, how, progress=progress)
     return Taught(still() if least < lost else view, -lost, -least)

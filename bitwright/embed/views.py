@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Float32
 from torch import Tensor
 
+from bitwright import index
 from bitwright.embed.projections import Projection
 from bitwright.terms.base import Json
 
@@ -54,6 +55,17 @@ class View(Protocol):
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> "View": ...
+
+
+def told(tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> View:
+    """The view that says this of itself."""
+    view: View = index.load(index.VIEWS[str(meta["kind"])]).of(tensors, meta)
+    return view
+
+
+def below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """What is called `name`.something, as something."""
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
 
 
 @dataclass(frozen=True, eq=False)

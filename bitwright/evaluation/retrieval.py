@@ -44,6 +44,12 @@ def overlap(ids: Int64[Tensor, "q k"], exact: Int64[Tensor, "q k"]) -> Float64[T
     return (ids[:, :, None] == exact[:, None, :]).any(1).double().mean(1)
 
 
+def reciprocal_rank(ids: Int64[Tensor, "q k"], answers: Int64[Tensor, "q several"]) -> Float64[Tensor, "q"]:
+    """1 / rank of the first answer, 0 where there is none; places without a document or an answer hold -1."""
+    hit = (ids[:, :, None] == answers[:, None]).any(2) & (ids >= 0)
+    return (hit / torch.arange(1, ids.shape[1] + 1, dtype=torch.float64)).amax(1)
+
+
 def difference(a: Float64[Tensor, "q"], b: Float64[Tensor, "q"]) -> Difference:
     """Of two systems on the same queries."""
     change = (b - a)[~(b - a).isnan()]

@@ -18,7 +18,7 @@ from bitwright.kernels.dispatch import only
 
 
 @pytest.mark.parametrize("metric", ["cosine", "ip"])
-@pytest.mark.parametrize("name", codecs.NAMED)
+@pytest.mark.parametrize("name", codecs.LINEAR)
 def test_the_score_of_a_document_is_the_product_with_what_it_decodes_to(name: str, metric: str):
     x, q = clustered(), clustered(8)
     codec = codecs.fit(x, 1.0, name, metric=metric)
@@ -29,7 +29,7 @@ def test_the_score_of_a_document_is_the_product_with_what_it_decodes_to(name: st
     assert codec.bits <= 1.0 and (hits.scores[:, 1:] <= hits.scores[:, :-1]).all()
 
 
-@pytest.mark.parametrize("name", codecs.NAMED)
+@pytest.mark.parametrize("name", codecs.LINEAR)
 def test_a_query_may_be_a_code_too(name: str):
     x = clustered()
     codec = codecs.fit(x, 2.0, name)
@@ -89,7 +89,7 @@ def test_points_of_a_normal_number_are_means_of_what_is_nearest_to_them():
         torch.testing.assert_close(points, means, atol=0.02, rtol=0.01)
 
 
-@pytest.mark.parametrize("name", codecs.NAMED)
+@pytest.mark.parametrize("name", codecs.LINEAR)
 def test_a_codec_is_saved_alone(name: str, tmp_path: Path):
     codec, x = codecs.fit(clustered(), 1.0, name), clustered(50)
     codecs.save(codec, tmp_path / "a.codes")
@@ -97,7 +97,7 @@ def test_a_codec_is_saved_alone(name: str, tmp_path: Path):
     assert again.space_id == codec.space_id and torch.equal(again.decode(again.encode(x)), codec.decode(codec.encode(x)))
 
 
-@pytest.mark.parametrize("name", codecs.NAMED)
+@pytest.mark.parametrize("name", codecs.LINEAR)
 def test_every_codec_serves_the_whole_dial(name: str):
     """From half a bit to eight, where there are more nibbles than coordinates, each step loses less."""
     x = clustered(600)
@@ -107,7 +107,7 @@ def test_every_codec_serves_the_whole_dial(name: str):
     assert lost == sorted(lost, reverse=True) and lost[2] < 0.1 * lost[0]
 
 
-@pytest.mark.parametrize("name", codecs.NAMED)
+@pytest.mark.parametrize("name", codecs.LINEAR)
 def test_compiled_loops_code_as_plain_torch_does(name: str):
     """Close calls may go either way."""
     x, fresh = clustered(900).split([600, 300])
