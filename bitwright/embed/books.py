@@ -3,36 +3,38 @@
 `Scalar`     the same points for every coordinate: those of a grid of 2 to 256 levels times the spread (levels.py)
 `Product`    runs of equal width, sixteen points each by k-means: product quantization (Jegou et al., 2011) with codes of four bits
 `Residual`   every nibble a point of the whole space, coding what those before it left (residual quantization, Chen et al., 2010)
-`Allotted`   runs that lose least together: wide where coordinates are small, of several nibbles where they are large
+`Additive`   groups of coordinates, in each a sum of nibbles: additive quantization (Babenko and Lempitsky, 2014), in groups
 
-    min over runs   sum over runs D(run) + sum of coordinates left out |y_j|^2   with at most t nibbles
+    min over points   sum of |y - sum over t of P_t[c_t]|^2,   codes c being the best sums that a beam finds (kernels)
 
-is a shortest path from coordinate to coordinate at a price per nibble; the price is found by bisection. That is reverse
-water-filling for nibbles, with the distortion of k-means, judged on held-out vectors, in place of a Gaussian formula. Ours.
+takes turns: codes for the points, then, all points of a group at once, the points for the codes, by least squares (LSQ, Martinez
+et al., 2016). The start is k-means nibble by nibble. Coordinates of unequal worth are dealt to groups before (`Dealt`): a group of
+eight nibbles gives each of its coordinates what it is worth, and no plan is needed. Against LSQ: no annealing, a beam instead of
+local search; a ridge of one vector per point holds points that few vectors use.
 """
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from bitwright.embed.book import POINTS, Book
-from bitwright.errors import BadRequest
+from bitwright.embed.projections import edges
 from bitwright.grids.clusters import closest, kmeans
+from bitwright.kernels.nibbles_reference import TOGETHER, together
+from bitwright.progress import Progress, silent
 
 SAMPLE = 65536  # vectors that points are learned from
-GLANCE, TOGETHER = 2048, 128  # vectors that a plan of runs is made from; runs that are looked at together
 
 
 @runtime_checkable
 class Maker(Protocol):
     """Makes a book of at most `nibbles` nibbles for coordinates like `y`."""
 
-    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book: ...
+    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int, progress: Progress = silent) -> Book: ...
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,10 @@ class Product:
     rounds: int = 25
     seed: int = 0
 
-    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
-        dims = y.shape[1]
-        edges = [dims * i // nibbles for i in range(nibbles + 1)]
-        runs = [(a, max(1, b - a)) for a, b in pairwise(edges)]  # more nibbles than coordinates: some have two
-        return learned(y, runs, self.rounds, self.seed)
+    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int, progress: Progress = silent) -> Book:
+        places = edges(y.shape[1], nibbles)
+        runs = [(a, max(1, b - a)) for a, b in pairwise(places)]  # more nibbles than coordinates: some have two
+        return learned(some(y, self.seed), runs, self.rounds, self.seed, progress)
 
 
 @dataclass(frozen=True)
@@ -52,97 +53,62 @@ class Residual:
     rounds: int = 25
     seed: int = 0
 
-    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
-        return learned(y, [(0, y.shape[1])] * nibbles, self.rounds, self.seed)
+    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int, progress: Progress = silent) -> Book:
+        return learned(some(y, self.seed), [(0, y.shape[1])] * nibbles, self.rounds, self.seed, progress)
 
 
 @dataclass(frozen=True)
-class Allotted:
-    """`widths`: how many coordinates a run may have; it has up to `depth` nibbles, and what no run serves is left out. What a run
-    loses is judged on vectors that its points were not learned from, else wide and deep ones would seem better than they are."""
+class Additive:
+    """`turns`: how often codes and points are chosen for each other."""
 
-    widths: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
-    depth: int = 4
-    rounds: int = 25
+    rounds: int = 6
+    turns: int = 8
     seed: int = 0
 
-    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
-        some = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(self.seed))[:GLANCE]]
-        dims, seen = y.shape[1], len(some) // 2
-        options: list[list[tuple[int, int, float]]] = [[] for _ in range(dims)]  # how far a run reaches, its nibbles, its loss
-        for width in (w for w in self.widths if w <= dims):
-            every = some.unfold(1, width, 1).transpose(0, 1)
-            for first in range(0, len(every), TOGETHER):
-                rest = every[first : first + TOGETHER].contiguous()
-                for count in range(1, self.depth + 1):
-                    rest = left(rest, seen, self.seed + count)
-                    for start, loss in enumerate(rest[:, seen:].square().sum((1, 2)).tolist(), first):
-                        options[start].append((width, count, loss))
-        left_out = [*some[seen:].square().sum(0).flip(0).cumsum(0).flip(0).tolist(), 0.0]
-        low, high, best = 1e-12, 1.0 + 2 * left_out[0], cheapest(options, left_out, math.inf)
-        for _ in range(50):
-            price = math.sqrt(low * high)
-            runs = cheapest(options, left_out, price)
-            if sum(count for _, _, count in runs) > nibbles:
-                low = price
-            else:
-                high, best = price, runs
-        if not best:
-            raise BadRequest(f"{nibbles} nibbles hold no code of these vectors; give more bits per dimension.")
-        return learned(y, [(start, width) for start, width, count in best for _ in range(count)], self.rounds, self.seed)
+    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int, progress: Progress = silent) -> Book:
+        sample, count = some(y, self.seed), groups(nibbles, y.shape[1])
+        runs = [
+            (a, b - a)
+            for (a, b), (first, last) in zip(pairwise(edges(y.shape[1], count)), pairwise(edges(nibbles, count)))
+            for _ in range(first, last)
+        ]
+        book = learned(sample, runs, self.rounds, self.seed, progress)
+        for turn in range(self.turns):
+            book = settled(book, sample, book.encode(sample))
+            progress("points", turn + 1, self.turns)
+        return book
 
 
-def cheapest(options: list[list[tuple[int, int, float]]], left_out: list[float], price: float) -> list[tuple[int, int, int]]:
-    """(start, width, nibbles) of the runs from the first coordinate on that lose least when a nibble costs `price`."""
-    dims = len(options)
-    cost, step = [0.0] * (dims + 1), [(0, 0)] * (dims + 1)
-    for at in reversed(range(dims)):
-        cost[at] = left_out[at]  # to stop here
-        for width, count, loss in options[at]:
-            total = loss + count * price + cost[at + width]
-            if total < cost[at]:
-                cost[at], step[at] = total, (width, count)
-    runs, at = [], 0
-    while at < dims and step[at][1]:
-        runs.append((at, *step[at]))
-        at += step[at][0]
-    return runs
+def groups(nibbles: int, dims: int) -> int:
+    """As many as nibbles that are chosen together."""
+    return min(dims, -(-nibbles // TOGETHER))
 
 
-def learned(y: Float32[Tensor, "n dims"], runs: list[tuple[int, int]], rounds: int, seed: int) -> Book:
+def some(y: Float32[Tensor, "n dims"], seed: int) -> Float32[Tensor, "m dims"]:
+    return y[torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:SAMPLE]]
+
+
+def learned(y: Float32[Tensor, "n dims"], runs: list[tuple[int, int]], rounds: int, seed: int, progress: Progress) -> Book:
     """Sixteen points per run by k-means, on what the runs before it left."""
-    rest = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:SAMPLE]].clone()
-    found = []
+    rest, found = y.clone(), []
     for start, width in runs:
         part = rest[:, start : start + width]
         points = kmeans(part.contiguous(), torch.ones(len(part)), POINTS, rounds, seed)
-        part -= nearest(part, points)
+        part -= points[closest(part, points)]
         found.append((start, points))
+        progress("nibbles", len(found), len(runs))
     return Book.listed(found, y.shape[1])
 
 
-def left(x: Float32[Tensor, "r n w"], seen: int, seed: int) -> Float32[Tensor, "r n w"]:
-    """What sixteen points leave of each run's vectors: k-means of all runs at once, a few rounds, on the first `seen` vectors."""
-    gen, own = torch.Generator().manual_seed(seed), x[:, :seen].contiguous()
-    low, chosen = torch.full(own.shape[:2], torch.inf), list[Tensor]()
-    for u in torch.rand(POINTS, generator=gen).tolist():
-        mass = (torch.ones_like(low) if not chosen else low).cumsum(1)
-        at = torch.searchsorted(mass, u * mass[:, -1:], right=True).clamp_max(seen - 1)
-        chosen.append(own.gather(1, at[:, :, None].expand(-1, -1, x.shape[2])))
-        low = torch.minimum(low, (own - chosen[-1]).square().sum(2))
-    points = torch.cat(chosen, 1)
-    for _ in range(6):
-        taken = one_of(own, points)
-        mass = taken.sum(1)[:, :, None]
-        points = torch.where(mass > 0, taken.transpose(1, 2) @ own / mass.clamp_min(1), points)
-    return x - one_of(x, points) @ points
-
-
-def one_of(x: Float32[Tensor, "r n w"], points: Float32[Tensor, "r 16 w"]) -> Float32[Tensor, "r n 16"]:
-    """1 at the nearest point."""
-    gap = torch.baddbmm(points.square().sum(2)[:, None], x, points.transpose(1, 2), alpha=-2)
-    return torch.zeros_like(gap).scatter_(2, gap.argmin(2, keepdim=True), 1.0)
-
-
-def nearest(part: Float32[Tensor, "n w"], points: Float32[Tensor, "16 w"]) -> Float32[Tensor, "n w"]:
-    return points[closest(part, points)]
+def settled(book: Book, y: Float32[Tensor, "n dims"], codes: UInt8[Tensor, "n t"]) -> Book:
+    """The points that leave least for these codes, those of nibbles that are chosen together at once."""
+    rest, points = y - book.decode(codes), book.points.clone()
+    for first, last in together(book.starts, book.widths):
+        start, width = int(book.starts[first]), int(book.widths[first])
+        part, own = rest[:, start : start + width], points[first:last, :, :width]
+        taken = torch.nn.functional.one_hot(codes[:, first:last].long(), POINTS).flatten(1).float()
+        normal = taken.T @ taken + torch.eye(taken.shape[1])
+        step = torch.linalg.solve(normal, taken.T @ part)
+        own += step.view_as(own)
+        part -= taken @ step
+    return replace(book, points=points)

@@ -24,6 +24,7 @@ from bitwright.embed.books import Maker
 from bitwright.embed.projections import Projection
 from bitwright.embed.views import Asked, Linear, View, below, told
 from bitwright.errors import BadRequest
+from bitwright.progress import Progress, silent
 from bitwright.terms.base import Json
 
 Metric = Literal["cosine", "ip"]
@@ -68,11 +69,12 @@ class Codec:
         metric: Metric = "cosine",
         scale: Scale = "least-squares",
         name: str = "",
+        progress: Progress = silent,
     ) -> "Codec":
         """For vectors like `x`, `dims` of their coordinates (None: all) in `nibbles` nibbles. Raises BadRequest for bad vectors."""
         x = vectors(x, None, metric)
         view = Linear.fit(x, projection, dims)
-        return cls(view, maker(view.seen(x), nibbles), metric, scale, name)
+        return cls(view, maker(view.seen(x), nibbles, progress), metric, scale, name)
 
     @property
     def dim(self) -> int:

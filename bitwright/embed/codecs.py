@@ -5,7 +5,7 @@ uniform    as `rotated`, the points equally spaced
 itq        as `rotated`, the rotation chosen so that signs lose least
 product    sixteen learned points per run of neighbouring coordinates
 residual   sixteen learned points of the whole space, nibble upon nibble
-allotted   principal coordinates, each with the bits that it is worth (our default)
+additive   principal coordinates in groups of equal worth, in each the best sum of eight learned nibbles (our default)
 bebr       a plane of bits upon another, by small networks that are trained (minutes) and kept where they help; cosine only
 """
 
@@ -18,11 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitwright.embed import bebr
-from bitwright.embed.books import Allotted, Maker, Product, Residual
+from bitwright.embed.books import Additive, Maker, Product, Residual, groups
 from bitwright.embed.codec import Codec, Metric
 from bitwright.embed.index import Index
 from bitwright.embed.levels import Filled, Scalar, Spacing
-from bitwright.embed.projections import Itq, Principal, Projection, Rotation
+from bitwright.embed.projections import Dealt, Itq, Projection, Rotation
 from bitwright.errors import BadRequest
 from bitwright.progress import Progress, silent
 from bitwright.training.loop import Training
@@ -55,7 +55,7 @@ def linear(parts: Parts) -> Fit:
         projection, maker, dims = parts(dim, bits)
         if dims < 1 or int(bits * dim / 4) < 1:
             raise BadRequest(f"{bits} bits for each of {dim} dimensions are less than one nibble; give more bits.")
-        return Codec.fit(x, int(bits * dim / 4), projection, maker, dims, **options)
+        return Codec.fit(x, int(bits * dim / 4), projection, maker, dims, progress=progress, **options)
 
     return fitted
 
@@ -75,7 +75,7 @@ def recurrent(
 
 
 LINEAR: dict[str, Parts] = {
-    "allotted": lambda dim, bits: (Principal(), Allotted(), dim),
+    "additive": lambda dim, bits: (Dealt(groups(int(bits * dim / 4), dim)), Additive(), dim),
     "rotated": scalar(Rotation()),
     "uniform": scalar(Rotation(), "uniform"),
     "itq": scalar(Itq()),
@@ -85,7 +85,7 @@ LINEAR: dict[str, Parts] = {
 NAMED: dict[str, Fit] = {**{name: linear(parts) for name, parts in LINEAR.items()}, "bebr": recurrent}
 
 
-def fit(x: Float[Tensor, "n inp"], bits: float = 1.0, name: str = "allotted", progress: Progress = silent, **options: Any) -> Codec:
+def fit(x: Float[Tensor, "n inp"], bits: float = 1.0, name: str = "additive", progress: Progress = silent, **options: Any) -> Codec:
     """A codec for vectors like `x` in at most `bits` per dimension (its factor of 16 bits per vector not counted).
 
     `options`: `metric`, cosine or ip; of all but bebr `scale` (codec.py), of bebr `how` it is trained (training/loop.py). Raises

@@ -36,7 +36,7 @@ def build(
     bits: Bits = 1.0,
     codec: Annotated[
         str, typer.Option(help="allotted, rotated, uniform, itq, product, residual; bebr is trained, for minutes.")
-    ] = "allotted",
+    ] = "additive",
     metric: MetricName = "cosine",
     model: Encoder = None,
     sample: Annotated[int, typer.Option(min=16, help="Vectors that the codec is fitted on.")] = 65536,

@@ -79,7 +79,7 @@ def judge(
     x: Float[Tensor, "n inp"],
     q: Float[Tensor, "q inp"],
     bits: Sequence[float],
-    names: Sequence[str] = ("allotted", PLAIN),
+    names: Sequence[str] = ("additive", PLAIN),
     gains: Gains | None = None,
     k: int = 10,
     metric: Metric = "cosine",

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bitwright.embed.book import POINTS, Book
 from bitwright.errors import BadRequest
+from bitwright.progress import Progress, silent
 
 Spacing = Literal["lloyd-max", "uniform"]
 
@@ -32,7 +33,7 @@ class Scalar:
     levels: int = 2
     spacing: Spacing = "lloyd-max"
 
-    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
+    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int, progress: Progress = silent) -> Book:
         spread, dims = y.square().mean().sqrt(), y.shape[1]
         if not 2 <= self.levels <= POINTS**2 or self.spacing not in get_args(Spacing):
             raise BadRequest(f"There is no grid of {self.levels} {self.spacing} levels; choose 2 to 256, lloyd-max or uniform.")
@@ -67,7 +68,7 @@ class Filled:
     bits: int = 1
     spacing: Spacing = "lloyd-max"
 
-    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int) -> Book:
+    def __call__(self, y: Float32[Tensor, "n dims"], nibbles: int, progress: Progress = silent) -> Book:
         coarse, width, dims = Scalar(2**self.bits, self.spacing), 4 // self.bits, y.shape[1]
         finer = width * max(0, min(nibbles - dims // width, dims // width))
         fine = Scalar(4**self.bits, self.spacing if self.bits < 4 else "uniform")

@@ -4,12 +4,15 @@
 
 `rotation`    a random A: every coordinate alike, which is what a grid without training is made for (RaBitQ, EDEN)
 `principal`   the eigenvectors of the covariance, largest first: coordinates of unequal worth, for books that make use of it
+`dealt`       principal coordinates, dealt to groups of equal worth: of each, the product of variances (optimized product
+              quantization's start, Ge et al., CVPR 2013)
 `itq`         as many eigenvectors as coordinates, rotated so that signs lose least (Gong and Lazebnik, CVPR 2011)
 
 The centre is subtracted from documents only: for a given query <q, c> is the same for all of them.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -46,6 +49,24 @@ class Principal:
 
 
 @dataclass(frozen=True)
+class Dealt:
+    """The groups lie one behind the other, at `edges(dims, groups)`."""
+
+    groups: int
+
+    def __call__(self, x: Float32[Tensor, "n inp"], dims: int) -> Float32[Tensor, "dims inp"]:
+        principal = Principal()(x, dims)
+        worth = (x @ principal.T).double().square().mean(0).clamp_min(1e-12).log().tolist()  # largest first
+        room = [b - a for a, b in pairwise(edges(dims, self.groups))]
+        held, total = [list[int]() for _ in room], [0.0] * len(room)
+        for i, own in enumerate(worth):
+            group = min((g for g in range(len(room)) if len(held[g]) < room[g]), key=lambda g: total[g])
+            held[group].append(i)
+            total[group] += own - worth[-1] + 1  # above 0, so that a coordinate counts, however small
+        return principal[[i for group in held for i in group]].contiguous()
+
+
+@dataclass(frozen=True)
 class Itq:
     """min over R of |sign(R v) - R v| on the principal coordinates v, `rounds` times codes and then R (Procrustes)."""
 
@@ -60,6 +81,11 @@ class Itq:
             left, _, right = torch.linalg.svd(signs.T @ v)
             R = left @ right
         return (R @ principal).contiguous()
+
+
+def edges(size: int, parts: int) -> list[int]:
+    """Where parts of nearly equal size begin and end."""
+    return [size * i // parts for i in range(parts + 1)]
 
 
 def orthonormal(size: int, seed: int) -> Float32[Tensor, "size size"]:
