@@ -25,7 +25,7 @@ from bitwright.embed.judging import exact
 from bitwright.evaluation.retrieval import difference, ndcg, overlap
 
 HERE = Path(__file__).parent
-OURS = ("allotted", "rotated", "itq", "product")
+OURS = ("additive", "rotated", "itq", "product")
 
 
 def gains(root: Path) -> list[dict[int, float]]:
@@ -68,7 +68,7 @@ def main() -> None:
     rows.sort(key=lambda row: (-row["bits"], -row["overlap"]))
     holds, better = True, False
     for row in rows:
-        mine = f"{row['bits']:g}|ours allotted|"
+        mine = f"{row['bits']:g}|ours additive|"
         ours = next(value for key, value in scores.items() if key.startswith(mine))
         theirs = scores[f"{row['bits']:g}|{row['name']}|{row['bytes']}"]
         gap = difference(theirs, ours)
@@ -77,7 +77,7 @@ def main() -> None:
             holds &= gap.high >= 0
             better |= row["bits"] <= 1 and gap.low > 0
         print(f"{row['bits']:4} {row['name']:40} {row['bytes']:4} bytes  nDCG {row['ndcg']:.4f}  overlap {row['overlap']:.3f}  "
-              f"allotted minus this {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]")  # fmt: skip
+              f"additive minus this {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]")  # fmt: skip
     result = {"float": float(floats.nanmean()), "equal": holds, "better_below_one_bit": better, "rows": rows}
     (HERE / "results" / f"cranfield-{datetime.date.today()}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"float {result['float']:.4f};", "holds" if holds and better else "DOES NOT HOLD")

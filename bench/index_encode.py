@@ -1,7 +1,7 @@
 """Claim: a million vectors of 384 dimensions are encoded per minute and more, on two threads, at 1 and 2 bits, by the codec without
 training and by the default one.
 
-    OMP_NUM_THREADS=2 NUMBA_NUM_THREADS=2 python bench/index_encode.py [--n 200000] [--codecs rotated,allotted] [--bits 1,2]
+    OMP_NUM_THREADS=2 NUMBA_NUM_THREADS=2 python bench/index_encode.py [--n 200000] [--codecs rotated,additive] [--bits 1,2]
 
 Random vectors whose directions are of unequal size; the codec is fitted on 20,000 of them. Fitting is timed beside, adding to an
 index (encoding, checking, packing) is what counts. Writes bench/results/index_encode-DATE.json.
@@ -30,7 +30,7 @@ def vectors(n: int) -> torch.Tensor:
 def main() -> None:
     ask = argparse.ArgumentParser()
     ask.add_argument("--n", type=int, default=200_000)
-    ask.add_argument("--codecs", default="rotated,allotted")
+    ask.add_argument("--codecs", default="rotated,additive")
     ask.add_argument("--bits", default="1,2")
     args = ask.parse_args()
     x, found = vectors(args.n), {}

@@ -21,7 +21,7 @@ def judged(judgements: bool = True) -> Judged:
     lines, per_query = [], {}
     for bits, plain in WIDTHS.items():
         for name, value in (
-            ("allotted", min(plain + 0.05, 0.995)),
+            ("additive", min(plain + 0.05, 0.995)),
             ("itq", plain + 0.001),
             ("rotated", plain),
             ("uniform", plain - 0.01),
@@ -47,7 +47,7 @@ def test_the_page_says_what_was_measured(pages: dict[str, str]):
     assert "rotated, no training" in page and "uniform, no training" in page and "itq, no training" not in page
     assert "against rotated" in page and "nDCG@10" in page and "5,000 documents" in page
     assert "is as good as floats" in pages["nothing does"] and "of the float top 10" in pages["alone"]
-    assert (line := enough(judged())) is not None and (line.name, line.bits) == ("allotted", 4.0)
+    assert (line := enough(judged())) is not None and (line.name, line.bits) == ("additive", 4.0)
 
 
 def test_without_training_is_told_first_where_it_does():

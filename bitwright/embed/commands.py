@@ -35,7 +35,7 @@ def build(
     out: Annotated[Path, typer.Option("-o", "--out", help="File of codes to write.")],
     bits: Bits = 1.0,
     codec: Annotated[
-        str, typer.Option(help="allotted, rotated, uniform, itq, product, residual; bebr is trained, for minutes.")
+        str, typer.Option(help="additive, rotated, uniform, itq, product, residual; bebr is trained, for minutes.")
     ] = "additive",
     metric: MetricName = "cosine",
     model: Encoder = None,
@@ -195,7 +195,7 @@ def evaluate(
     queries: Annotated[Path, typer.Option(help="Vectors or text of queries.")],
     qrels: Annotated[Path | None, typer.Option(help="Judgements: query-id, corpus-id, score, tab separated.")] = None,
     bits: Annotated[str, typer.Option(help="Bits per dimension, as a list.")] = "0.5,1,2,4,8",
-    codecs: Annotated[str, typer.Option(help="Codecs to compare, as a list.")] = "allotted,rotated,itq",
+    codecs: Annotated[str, typer.Option(help="Codecs to compare, as a list.")] = "additive,rotated,itq",
     k: Many = 10,
     metric: MetricName = "cosine",
     model: Encoder = None,

@@ -4,7 +4,6 @@ import torch
 from jaxtyping import Float32, Int32, UInt8
 from torch import Tensor
 
-
 TOGETHER, BEAM = 8, 8  # nibbles of one run that are chosen together, sums of them that are held meanwhile
 
 

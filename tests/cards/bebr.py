@@ -233,7 +233,7 @@ def test_new_queries_in_an_old_gallery():
 
 @pytest.mark.acceptance
 @pytest.mark.parametrize("bits, bar", [(1.0, 0.68), (2.0, 0.83), (4.0, 0.94)])
-@pytest.mark.parametrize("name", ["rotated", "allotted"])
+@pytest.mark.parametrize("name", ["rotated", "additive"])
 def test_the_floor_of_quality(name: str, bits: float, bar: float):
     """Vectors asking codes that keep products true."""
     train, q, x = lsa.wikitext()

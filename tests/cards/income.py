@@ -111,14 +111,14 @@ def test_codes_stay_and_more_is_found_under_moved_points(tmp_path: Path) -> None
 
 def test_a_run_that_starts_from_nothing_changes_nothing() -> None:
     x, q = asked(200)
-    codec = codecs.fit(x, 1.0, "allotted")
+    codec = codecs.fit(x, 1.0, "additive")
     found = Jpq.train(codec, codec.encode(x), q, torch.arange(200), how=Training(steps=0))
     assert torch.equal(found.queries(q), q) and found.codec is codec
 
 
 def test_scores_in_training_are_those_of_the_search() -> None:
     x, q = asked(100)
-    codec = codecs.fit(x, 1.0, "allotted")
+    codec = codecs.fit(x, 1.0, "additive")
     hits = Index.build(codec, x).search(q[:5], 20)
     torch.testing.assert_close(jpq.read(codec, codec.queries(q[:5]), codec.encode(x), hits.ids), hits.scores, rtol=1e-4, atol=1e-5)
 

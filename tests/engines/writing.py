@@ -35,7 +35,7 @@ def test_every_engine_is_written_and_replaced_whole(engine: str, tmp_path: Path,
 
 
 @pytest.mark.parametrize("engine", BITS)
-@pytest.mark.parametrize("made", [("allotted", 1.0), ("product", 1.0), ("rotated", 2.0)])
+@pytest.mark.parametrize("made", [("additive", 1.0), ("product", 1.0), ("rotated", 2.0)])
 def test_codes_that_are_no_bits_are_refused(engine: str, made: tuple[str, float], tmp_path: Path):
     with pytest.raises(BadRequest, match=rf"{engine} takes one bit per coordinate .*--codec rotated or itq, --bits 1\."):
         write(coded(*made), engine, tmp_path / "out")
@@ -43,13 +43,13 @@ def test_codes_that_are_no_bits_are_refused(engine: str, made: tuple[str, float]
 
 
 @pytest.mark.parametrize("engine", ["faiss-pq", "faiss-ivfpq", "lance-pq"])
-@pytest.mark.parametrize("made", [("allotted", 1.0), ("residual", 0.25), ("rotated", 8.0), ("product", 0.7)])
+@pytest.mark.parametrize("made", [("additive", 1.0), ("residual", 0.25), ("rotated", 8.0), ("product", 0.7)])
 def test_books_of_other_runs_are_refused(engine: str, made: tuple[str, float], tmp_path: Path):
     with pytest.raises(BadRequest, match=rf"{engine} takes runs of one width .* or with --codec product"):
         write(coded(*made), engine, tmp_path / "out")
 
 
-@pytest.mark.parametrize("made", [("allotted", 1.0), ("rotated", 4.0)])
+@pytest.mark.parametrize("made", [("additive", 1.0), ("rotated", 4.0)])
 def test_vespa_refuses_what_is_no_planes_of_bits(made: tuple[str, float], tmp_path: Path):
     with pytest.raises(BadRequest, match="one or two bits per coordinate"):
         write(coded(*made), "vespa", tmp_path / "out")

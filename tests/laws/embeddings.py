@@ -10,11 +10,12 @@ from torch.nn.functional import normalize
 
 from bitwright.embed import codecs
 from bitwright.embed.book import Book
-from bitwright.embed.books import Allotted
+from bitwright.embed.books import Additive, settled
 from bitwright.embed.index import Index
 from bitwright.embed.levels import Scalar, lloyd_max, uniform
-from bitwright.embed.projections import Itq, Principal, Rotation
+from bitwright.embed.projections import Dealt, Itq, Principal, Rotation
 from bitwright.kernels.dispatch import only
+from bitwright.kernels.nibbles_reference import together
 
 
 @pytest.mark.parametrize("metric", ["cosine", "ip"])
@@ -39,7 +40,7 @@ def test_a_query_may_be_a_code_too(name: str):
     torch.testing.assert_close(hits.scores, dense.gather(1, hits.ids), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["allotted", "rotated", "itq", "product"])
+@pytest.mark.parametrize("name", ["additive", "rotated", "itq", "product"])
 def test_more_bits_are_nearer(name: str):
     x = clustered()
     lost = []
@@ -67,17 +68,73 @@ def test_bits_where_they_are_worth_most_lose_least(bits: float):
         codec = codecs.fit(x, bits, name, metric="ip")
         return float((codec.decode(codec.encode(fresh)) - fresh).square().sum())
 
-    assert lost("allotted") < min(lost(name) for name in ("rotated", "itq", "product"))
+    assert lost("additive") < min(lost(name) for name in ("rotated", "itq", "product"))
 
 
-def test_the_plan_of_runs_is_the_best_one():
-    """Against every composition of four coordinates into runs that are kept or left out at the end."""
-    y = torch.randn(300, 4) * torch.tensor([4.0, 1.0, 0.5, 0.1])
-    book = Allotted(widths=(1, 2, 4), rounds=10)(y, 2)
-    assert len(book.starts) <= 2 and int(book.starts[0]) == 0
-    spent = book.widths.tolist()
-    assert sum(spent) >= 2 or spent == [1, 1]  # the large coordinate is never left out, nor coded with its small neighbours alone
-    assert float((book.decode(book.encode(y)) - y).square().sum()) < 0.2 * float(y.square().sum())
+def test_groups_are_of_equal_worth():
+    """Dealt, the products of their variances differ by less than one coordinate's; side by side, by all of them."""
+    x = torch.randn(4000, 24) * torch.logspace(0, -2, 24)
+    dealt, principal = (projection(x, 24) for projection in (Dealt(4), Principal()))
+    torch.testing.assert_close(dealt @ dealt.T, torch.eye(24), atol=1e-5, rtol=0)
+
+    def apart(rows: torch.Tensor) -> float:
+        worth = (x @ rows.T).square().mean(0).log().view(4, 6).sum(1)
+        return float(worth.max() - worth.min())
+
+    assert apart(dealt) < 2.0 < 20.0 < apart(principal)
+
+
+def sums(y: torch.Tensor, nibbles: int) -> Book:
+    return Additive(turns=0)(y, nibbles)
+
+
+def test_points_and_codes_settle():
+    """Neither turn, points for codes or codes for points, loses more than the one before."""
+    y = torch.randn(1500, 12)
+    book = sums(y, 6)
+    codes = book.encode(y)
+
+    def lost(book: Book, codes: torch.Tensor) -> float:
+        return float((y - book.decode(codes)).square().sum())
+
+    before = lost(book, codes)
+    for _ in range(3):
+        book = settled(book, y, codes)
+        assert lost(book, codes) < before
+        codes, after = book.encode(y), lost(book, codes)
+        assert lost(book, codes) < after
+        before = lost(book, codes)
+
+
+def test_a_sum_is_chosen_better_together_than_nibble_by_nibble():
+    y = torch.randn(400, 8)
+    book = sums(y, 4)
+    rest, codes = y.clone(), []
+    for points in book.points:
+        codes.append(torch.cdist(rest, points).argmin(1))
+        rest -= points[codes[-1]]
+    assert float((y - book.decode(book.encode(y))).square().sum()) < 0.97 * float(rest.square().sum())
+    every = book.decode(torch.cartesian_prod(*[torch.arange(16)] * 4).to(torch.uint8))
+    best = torch.cdist(y[:50], every).amin(1).square().sum()
+    assert best <= (y - book.decode(book.encode(y)))[:50].square().sum() < 1.05 * best
+
+
+@pytest.mark.parametrize("nibbles, dims", [(5, 7), (9, 12), (12, 30)])
+def test_kernels_choose_the_same_sums(nibbles: int, dims: int):
+    y = torch.randn(600, dims)
+    book = sums(y, nibbles)
+    assert len(book.starts) == nibbles
+    with only("reference"):
+        told = book.encode(y)
+    found = book.encode(y)
+    assert float((found == told).float().mean()) > 0.99
+    torch.testing.assert_close(*((y - book.decode(c)).square().sum() for c in (found, told)), rtol=1e-3, atol=0)
+
+
+def test_no_more_than_eight_nibbles_of_a_run_are_chosen_together():
+    runs = [(0, 4)] * 11 + [(4, 2)] * 2 + [(6, 1), (6, 2)]
+    starts, widths = (torch.tensor(column, dtype=torch.int32) for column in zip(*runs))
+    assert together(starts, widths) == [(0, 8), (8, 11), (11, 13), (13, 14), (14, 15)]
 
 
 def test_points_of_a_normal_number_are_means_of_what_is_nearest_to_them():

@@ -25,7 +25,7 @@ def clustered(n: int, seed: int) -> Tensor:
     return normalize(centres[chosen] + 0.7 * torch.randn(n, DIM, generator=gen))
 
 
-@pytest.fixture(params=[("rotated", "cosine"), ("allotted", "ip")], ids="-".join)
+@pytest.fixture(params=[("rotated", "cosine"), ("additive", "ip")], ids="-".join)
 def both(request: pytest.FixtureRequest) -> tuple[Index, Index]:
     """The same documents flat and in cells."""
     name, metric = request.param

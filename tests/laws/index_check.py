@@ -150,7 +150,7 @@ def test_codes_without_lengths_are_not_for_inner_products():
     only(of_codes(packed(x), x, None, "ip", 10), "metric")
     index = Index.build(codecs.fit(x, 4.0, metric="cosine"), x)
     only(of_file(index, x, None, "ip", 10), "metric")
-    only(of_file(Index.build(codecs.fit(x, 4.0, metric="ip"), x), x, None, None, 10))
+    only(of_file(Index.build(codecs.fit(x, 4.0, "rotated", metric="ip"), x), x, None, None, 10))
 
 
 def fde(sets: list[Tensor], mean: bool, planes: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def x() -> Tensor:
     return clustered(N)
 
 
-@pytest.fixture(scope="module", params=[(2.0, "allotted", "cosine"), (1.0, "rotated", "ip")], ids=str)
+@pytest.fixture(scope="module", params=[(2.0, "additive", "cosine"), (1.0, "rotated", "ip")], ids=str)
 def before(request: pytest.FixtureRequest, x: Tensor) -> Index:
     bits, name, metric = request.param
     torch.manual_seed(0)
@@ -133,7 +133,7 @@ def test_reciprocal_ranks_are_those_of_a_loop():
 # --- the view ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["allotted", "bebr"])
+@pytest.mark.parametrize("name", ["additive", "bebr"])
 def test_a_steered_view_starts_as_the_one_that_it_holds(name: str, x: Tensor):
     options = {"how": Training(steps=0)} if name == "bebr" else {}
     codec = codecs.fit(x, 1.0, name, **options)

@@ -173,7 +173,7 @@ def test_the_commands_build_search_grow_and_judge(tmp_path: Path, capsys: pytest
         "--bits",
         "0.5,4",
         "--codecs",
-        "allotted,rotated",
+        "additive,rotated",
     )
     capsys.readouterr()
     assert run(*asked, "--qrels", tmp_path / "qrels.tsv", "--json") == 0

@@ -59,7 +59,7 @@ def test_an_index_takes_them_as_its_own(vectors: Tensor, queries: Tensor):
     assert index.search(queries, 5).ids.shape == (400, 5)
 
 
-@pytest.mark.parametrize("name, bits", [("product", 1.0), ("allotted", 1.0), ("residual", 1.0), ("rotated", 8.0)])
+@pytest.mark.parametrize("name, bits", [("product", 1.0), ("additive", 1.0), ("residual", 1.0), ("rotated", 8.0)])
 def test_codes_that_are_not_of_single_coordinates_are_refused(name: str, bits: float, vectors: Tensor):
     with pytest.raises(BadRequest, match="single coordinates"):
         rounded.encode(codecs.fit(vectors, bits, name), vectors, torch.eye(DIM))

@@ -96,7 +96,7 @@ def none(allowed, first, count):
     """Whether no row from `first` on, a multiple of 8, is allowed; an empty bitmap allows all."""
     if len(allowed) == 0:
         return False
-    for i in range(first >> 3, (first + count + 7) >> 3):
+    for i in range(first >> 3, (first + count + 7) >> 3):  # noqa: SIM110
         if allowed[i]:
             return False
     return True
