@@ -15,7 +15,8 @@ from torch import Tensor
 
 from bitwright.kernels.nibbles_reference import BEAM, TOGETHER, together
 
-ALONE = 256  # rows that one thread does before another is awake
+LAST = np.int32(2**31 - 1)
+ALONE, ROWS = 256, 64  # rows that one thread does before another is awake; rows that lie in the cache
 
 
 def coded(
@@ -62,51 +63,64 @@ def in_parts(loop: Any, rows: int, *arrays: np.ndarray) -> None:
 @njit(nogil=True, cache=True, fastmath={"contract"})
 @no_type_check
 def search(first, last, y, ends, starts, widths, points, size, between, codes):
-    rest, gap = np.empty(y.shape[1], np.float32), np.empty((TOGETHER, 16), np.float32)
+    """Some rows at a time, so that the products of a run are read once for all of them."""
+    rest, gap = np.empty((ROWS, y.shape[1]), np.float32), np.empty((TOGETHER, 16), np.float32)
     cost, sums = np.empty((2, BEAM), np.float32), np.empty((2, BEAM, TOGETHER), np.uint8)
-    own, from_, code = np.empty(16, np.float32), np.empty(BEAM, np.int64), np.empty(BEAM, np.uint8)
-    for r in range(first, last):
-        rest[:] = y[r]
+    each, keys = np.empty(16 * BEAM, np.float32), np.empty(16 * BEAM, np.int32)
+    bits = each.view(np.int32)
+    for some in range(first, last, ROWS):
+        here = min(ROWS, last - some)
+        for r in range(here):
+            for j in range(y.shape[1]):
+                rest[r, j] = y[some + r, j]
         begin = 0
         for end in ends:
-            start, held, old = starts[begin], 1, 0
-            cost[0, 0] = 0
-            for t in range(begin, end):
-                for c in range(16):
-                    gap[t - begin, c] = size[t, c]
-                for j in range(widths[t]):
-                    twice = np.float32(2) * rest[start + j]
+            start = starts[begin]
+            for r in range(here):
+                for t in range(begin, end):
                     for c in range(16):
-                        gap[t - begin, c] -= twice * points[t, j, c]
-            for t in range(begin, end):
-                room, new = (1 if t == end - 1 else BEAM), 1 - old
-                kept = 0
-                for b in range(held):
-                    for c in range(16):
-                        own[c] = cost[old, b] + gap[t - begin, c]
-                    for s in range(t - begin):
-                        row = between[t, s, sums[old, b, s]]
+                        gap[t - begin, c] = size[t, c]
+                    for j in range(widths[t]):
+                        twice = np.float32(2) * rest[r, start + j]
                         for c in range(16):
-                            own[c] += row[c]
-                    for c in range(16):
-                        if kept < room or own[c] < cost[new, kept - 1]:
-                            at = kept if kept < room else room - 1
-                            while at > 0 and own[c] < cost[new, at - 1]:
-                                cost[new, at], from_[at], code[at] = cost[new, at - 1], from_[at - 1], code[at - 1]
-                                at -= 1
-                            cost[new, at], from_[at], code[at] = own[c], b, c
-                            kept = min(kept + 1, room)
-                for b in range(kept):
-                    for s in range(t - begin):
-                        sums[new, b, s] = sums[old, from_[b], s]
-                    sums[new, b, t - begin] = code[b]
-                held, old = kept, new
-            for t in range(begin, end):
-                best = sums[old, 0, t - begin]
-                codes[r, t] = best
-                for j in range(widths[t]):
-                    rest[start + j] -= points[t, j, best]
+                            gap[t - begin, c] -= twice * points[t, j, c]
+                beam(begin, end, gap, between, cost, sums, each, bits, keys)
+                for t in range(begin, end):
+                    best = sums[(end - begin) % 2, 0, t - begin]
+                    codes[some + r, t] = best
+                    for j in range(widths[t]):
+                        rest[r, start + j] -= points[t, j, best]
             begin = end
+
+
+@njit(cache=True, fastmath={"contract"})
+@no_type_check
+def beam(begin, end, gap, between, cost, sums, each, bits, keys):
+    """The sum of least cost for nibbles begin to end, from what each point alone would cost: in the first place of `sums`.
+
+    The least of many are found without a branch: a cost's bits as a whole number of the same order, its place in the lowest 7."""
+    cost[0, 0], many = 0, 1
+    for t in range(begin, end):
+        old, new = (t - begin) % 2, (t - begin + 1) % 2
+        for b in range(many):
+            for c in range(16):
+                each[16 * b + c] = cost[old, b] + gap[t - begin, c]
+            for s in range(t - begin):
+                chosen = sums[old, b, s]
+                for c in range(16):
+                    each[16 * b + c] += between[t, s, chosen, c]
+        size, many = 16 * many, 1 if t == end - 1 else BEAM
+        for i in range(size):
+            keys[i] = (bits[i] ^ bits[i] >> 31 & LAST) & ~127 | i
+        for b in range(many):
+            least = np.int32(LAST)
+            for i in range(16 * BEAM if size > 16 else 16):
+                least = min(least, keys[i])
+            at = least & 127
+            keys[at], cost[new, b] = LAST, each[at]
+            for s in range(t - begin):
+                sums[new, b, s] = sums[old, at >> 4, s]
+            sums[new, b, t - begin] = at & 15
 
 
 @njit(nogil=True, cache=True)
