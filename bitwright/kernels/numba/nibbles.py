@@ -67,7 +67,7 @@ def search(first, last, y, ends, starts, widths, points, size, between, codes):
     rest, gap = np.empty((ROWS, y.shape[1]), np.float32), np.empty((TOGETHER, 16), np.float32)
     cost, sums = np.empty((2, BEAM), np.float32), np.empty((2, BEAM, TOGETHER), np.uint8)
     each, keys = np.empty(16 * BEAM, np.float32), np.empty(16 * BEAM, np.int32)
-    bits = each.view(np.int32)
+    bits, places = each.view(np.int32), np.empty(BEAM, np.int64)
     for some in range(first, last, ROWS):
         here = min(ROWS, last - some)
         for r in range(here):
@@ -84,7 +84,10 @@ def search(first, last, y, ends, starts, widths, points, size, between, codes):
                         twice = np.float32(2) * rest[r, start + j]
                         for c in range(16):
                             gap[t - begin, c] -= twice * points[t, j, c]
-                beam(begin, end, gap, between, cost, sums, each, bits, keys)
+                cost[0, 0] = 0  # what is left: small where it matters, for keys have 16 bits of it
+                for j in range(widths[begin]):
+                    cost[0, 0] += rest[r, start + j] * rest[r, start + j]
+                beam(begin, end, gap, between, cost, sums, each, bits, keys, places)
                 for t in range(begin, end):
                     best = sums[(end - begin) % 2, 0, t - begin]
                     codes[some + r, t] = best
@@ -95,11 +98,9 @@ def search(first, last, y, ends, starts, widths, points, size, between, codes):
 
 @njit(cache=True, fastmath={"contract"})
 @no_type_check
-def beam(begin, end, gap, between, cost, sums, each, bits, keys):
-    """The sum of least cost for nibbles begin to end, from what each point alone would cost: in the first place of `sums`.
-
-    The least of many are found without a branch: a cost's bits as a whole number of the same order, its place in the lowest 7."""
-    cost[0, 0], many = 0, 1
+def beam(begin, end, gap, between, cost, sums, each, bits, keys, places):
+    """The sum of least cost for nibbles begin to end, from what each point alone would change: in the first place of `sums`."""
+    many = 1
     for t in range(begin, end):
         old, new = (t - begin) % 2, (t - begin + 1) % 2
         for b in range(many):
@@ -110,17 +111,33 @@ def beam(begin, end, gap, between, cost, sums, each, bits, keys):
                 for c in range(16):
                     each[16 * b + c] += between[t, s, chosen, c]
         size, many = 16 * many, 1 if t == end - 1 else BEAM
-        for i in range(size):
-            keys[i] = (bits[i] ^ bits[i] >> 31 & LAST) & ~127 | i
+        if many == 1:
+            places[0] = 0
+            for i in range(1, size):
+                places[0] = i if each[i] < each[places[0]] else places[0]
+        else:
+            least_of(bits, size, keys, places)
         for b in range(many):
-            least = np.int32(LAST)
-            for i in range(16 * BEAM if size > 16 else 16):
-                least = min(least, keys[i])
-            at = least & 127
-            keys[at], cost[new, b] = LAST, each[at]
+            at = places[b]
+            cost[new, b] = each[at]
             for s in range(t - begin):
                 sums[new, b, s] = sums[old, at >> 4, s]
             sums[new, b, t - begin] = at & 15
+
+
+@njit(cache=True)
+@no_type_check
+def least_of(bits, size, keys, places):
+    """Where the BEAM least of some numbers are, without a branch: their bits are whole numbers of the same order, and the lowest
+    seven of those are given to the place."""
+    for i in range(size):
+        keys[i] = (bits[i] ^ bits[i] >> 31 & LAST) & ~127 | i
+    for b in range(BEAM):
+        least = np.int32(LAST)
+        for i in range(16 * BEAM if size > 16 else 16):
+            least = min(least, keys[i])
+        places[b] = least & 127
+        keys[places[b]] = LAST
 
 
 @njit(nogil=True, cache=True)
