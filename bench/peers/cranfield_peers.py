@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.quantization import quantize_embeddings, semantic_search_faiss
 
 D, K = 384, 10
+STARTS = 6  # of the peer whose result depends most on where its training starts
 FACTORY = {  # bits per dimension -> strings of index_factory
     8: ["SQ8"],
     4: ["SQ4", "RR384,RaBitQ4", "PQ384x4"],
@@ -52,6 +53,13 @@ def main() -> None:
             index.train(x)
             index.add(x)
             found[f"{bits:g}|FAISS {name}|{index.sa_code_size()}"] = index.search(q, K)[1]
+    for start in range(1, STARTS):
+        turn = np.linalg.qr(np.random.default_rng(start).standard_normal((D, D)))[0].astype(np.float32)
+        index = faiss.index_factory(D, "OPQ24,PQ24", faiss.METRIC_INNER_PRODUCT)
+        faiss.downcast_index(index.index).pq.cp.seed = start
+        index.train(x @ turn)
+        index.add(x @ turn)
+        found[f"0.5|FAISS OPQ24,PQ24, start {start}|{index.sa_code_size()}"] = index.search(q @ turn, K)[1]
     for bits, dims in ((1, 384), (0.5, 192)):
         ids, size = binary(x, q, faiss.ITQTransform(D, dims, dims < D))
         found[f"{bits:g}|FAISS ITQ{dims}, signs|{size}"] = ids
