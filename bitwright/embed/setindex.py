@@ -23,7 +23,7 @@ from bitwright.embed.index import Index
 from bitwright.embed.levels import Scalar
 from bitwright.embed.muvera import Muvera
 from bitwright.embed.views import Same
-from bitwright.errors import WRONG, BadRequest, in_a_line
+from bitwright.errors import WRONG, BadRequest, in_a_line, in_place_of
 from bitwright.saving import save_file
 
 PART = 4096  # documents encoded at a time; the codec is fitted on the first
@@ -65,7 +65,8 @@ class SetIndex:
         self.index.save(folder / "encodings.codes")
         kept = {"tokens": self.documents.tokens, "edges": self.documents.edges}
         parts = {f"encoder.{name}": tensor for name, tensor in self.encoder.tensors().items()} | kept
-        save_file({name: tensor.contiguous() for name, tensor in parts.items()}, folder / "sets.safetensors")
+        with in_place_of(folder / "sets.safetensors") as place:
+            save_file({name: tensor.contiguous() for name, tensor in parts.items()}, place)
 
     @classmethod
     def open(cls, folder: Path) -> "SetIndex":
