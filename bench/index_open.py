@@ -1,7 +1,7 @@
 """Claim: 5 million vectors of 256 dimensions at 1 bit open in 0.2 s, answer their first query within 0.5 s, and take no memory but
 their codes, within 5 %.
 
-    OMP_NUM_THREADS=2 NUMBA_NUM_THREADS=2 python bench/index_open.py [--n 5000000] [--file /tmp/five.codes]
+    OMP_NUM_THREADS=2 NUMBA_NUM_THREADS=2 python bench/index_open.py [--n 5000000] [--file five.codes]
 
 The file is written once; opening, the first query (loops compiled before, on a small index) and the second are timed in a process
 of their own (Linux), whose peak of memory is held against what it had before and the bytes of the codes. Writes
@@ -14,6 +14,7 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def peak() -> int:
 def main() -> None:
     ask = argparse.ArgumentParser()
     ask.add_argument("--n", type=int, default=5_000_000)
-    ask.add_argument("--file", type=Path, default=Path("five.codes"))
+    ask.add_argument("--file", type=Path, default=Path(tempfile.gettempdir()) / "five.codes")
     ask.add_argument("--opened", action="store_true")
     args = ask.parse_args()
     if args.opened:

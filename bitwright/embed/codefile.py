@@ -31,6 +31,7 @@ from torch import Tensor
 from bitwright.embed.codec import Codec
 from bitwright.embed.names import Names
 from bitwright.embed.partition import Cells
+from bitwright.embed.views import below
 from bitwright.errors import WRONG, BadRequest, in_a_line
 from bitwright.kernels.scanning import BLOCK, Blocked
 from bitwright.saving import save_file
@@ -132,7 +133,7 @@ class CodeFile:
     def from_parts(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "CodeFile":
         if header["format"] != FORMAT:
             raise ValueError(f"it has format {header['format']} and this version reads {FORMAT}")
-        codec = Codec.of({k.removeprefix("codec."): v for k, v in tensors.items() if k.startswith("codec.")}, header)
+        codec = Codec.of(below(tensors, "codec"), header)
         if codec.space_id != header["space_id"]:
             raise ValueError("the codec is not the one that the codes were made with")
         for name, dtype in TYPES.items():

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from bitwright.embed.chamfer import Sets, chamfer
 from bitwright.embed.sketches import Signs, Sketch, Slots, sketch_of
+from bitwright.embed.views import below
 from bitwright.errors import BadRequest
 
 HELD = 1 << 24  # numbers of encodings made at a time, before the final sketch
@@ -136,7 +137,7 @@ class Muvera:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Muvera":
         def sketch(name: str) -> Sketch | None:
-            parts = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+            parts = below(tensors, name)
             return sketch_of(parts) if parts else None
 
         inner = tuple(sketch(f"inner.{r}") for r in range(len(tensors["planes"])))

@@ -22,7 +22,7 @@ from bitwright.embed.codec import Codec, Scale
 from bitwright.embed.index import Index
 from bitwright.embed.levels import Scalar
 from bitwright.embed.muvera import Muvera
-from bitwright.embed.views import Same
+from bitwright.embed.views import Same, below
 from bitwright.errors import WRONG, BadRequest, in_a_line, in_place_of
 from bitwright.saving import save_file
 
@@ -76,7 +76,7 @@ class SetIndex:
             raise BadRequest(f"There is no index over sets in {folder}; name a folder that one was saved to.")
         try:
             parts = load_file(path)
-            encoder = Muvera.of({name.removeprefix("encoder."): t for name, t in parts.items() if name.startswith("encoder.")})
+            encoder = Muvera.of(below(parts, "encoder"))
             documents, index = Sets(parts["tokens"], parts["edges"]), Index.open(folder / "encodings.codes")
             if len(documents) != len(index):
                 raise ValueError(f"{len(documents)} sets for {len(index)} encodings")
